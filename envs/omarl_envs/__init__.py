@@ -1,0 +1,19 @@
+"""Multi-agent tasks as pure functions: jumanji environments whose agents are an array axis.
+
+Importing this package is cheap and touches no device; the environments themselves are imported on use.
+"""
+
+from typing import Any
+
+from omarl_envs.spec import ScoreReference, TaskSpec
+
+__all__ = ["ScoreReference", "TaskSpec", "UnknownTask", "families", "make", "task_names"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        # jumanji starts the JAX backend when it is imported, so everything that needs it waits until it is asked for.
+        from omarl_envs import registry
+
+        return getattr(registry, name)
+    raise AttributeError(f"module 'omarl_envs' has no attribute '{name}'")

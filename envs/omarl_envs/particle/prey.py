@@ -1,0 +1,69 @@
+"""The prey of tag and world: a small frozen network, shipped, read from a file, or left to the learner."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_BATCH_NORM_EPSILON = 1e-5
+
+
+class Prey(NamedTuple):
+    """A policy of three layers (`MLPNetwork` of OMAR's code): batch norm, 64, ReLU, 64, ReLU, 2, tanh.
+
+    Attributes:
+        bn_scale, bn_bias, bn_mean, bn_var: (O,) the input normalisation, with its running statistics.
+        w1, b1, w2, b2, w3, b3: the layers; a weight has the shape (inputs, outputs).
+    """
+
+    bn_scale: Any
+    bn_bias: Any
+    bn_mean: Any
+    bn_var: Any
+    w1: Any
+    b1: Any
+    w2: Any
+    b2: Any
+    w3: Any
+    b3: Any
+
+    def act(self, obs: chex.Array) -> chex.Array:
+        """(…, O) observations -> (…, 2) forces in [-1, 1]."""
+        # The normalisation is a fixed affine map, so it is folded into the first layer.
+        scale = self.bn_scale / np.sqrt(self.bn_var + _BATCH_NORM_EPSILON)
+        w1 = scale[:, None] * self.w1
+        b1 = self.b1 + (self.bn_bias - self.bn_mean * scale) @ self.w1
+        hidden = jax.nn.relu(obs @ w1 + b1)
+        hidden = jax.nn.relu(hidden @ self.w2 + self.b2)
+        return jnp.tanh(hidden @ self.w3 + self.b3)
+
+
+def load_prey(path: str | pathlib.Path, obs_dim: int) -> Prey:
+    """Reads a prey from an `.npz` with the arrays named as in `Prey`.
+
+    Args:
+        path: the file.
+        obs_dim: the length of the prey's observation, 14 in tag and 22 in world.
+
+    Raises:
+        ValueError: if the file is not such an archive or the network does not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            prey = Prey(**{name: archive[name].astype(np.float32) for name in Prey._fields})
+    except FileNotFoundError:
+        raise ValueError(f"There is no prey file '{path}'.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"'{path}' is not a prey network ({error}).") from None
+    sizes = {name: array.shape for name, array in prey._asdict().items()}
+    hidden = prey.w1.shape[-1]
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(("bn_scale", "bn_bias", "bn_mean", "bn_var"), (obs_dim,))
+    expected |= {"w1": (obs_dim, hidden), "w2": (hidden, hidden), "w3": (hidden, 2)}
+    expected |= {"b1": (hidden,), "b2": (hidden,), "b3": (2,)}
+    for name, shape in expected.items():
+        if sizes[name] != shape:
+            raise ValueError(f"The prey in '{path}' does not fit: '{name}' has shape {sizes[name]}, not {shape}.")
+    return prey

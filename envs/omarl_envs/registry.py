@@ -1,0 +1,55 @@
+"""Finds tasks by name: `family/task` is the entry `task` of the dict `TASKS` in the module `omarl_envs.family`.
+
+A new task is one new module in this package, or anywhere else: a family with a dot in it (`my_package.my_module/task`)
+is imported as it is written.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+
+from omarl_envs.base import MultiAgentEnv
+
+_INFRASTRUCTURE = ("base", "registry", "rendering", "spec")
+
+
+class UnknownTask(ValueError):
+    """No task of that name; the message names the nearest one."""
+
+
+def families() -> list[str]:
+    """The families of tasks that ship with this package."""
+    import omarl_envs
+
+    names = (module.name for module in pkgutil.iter_modules(omarl_envs.__path__))
+    return sorted(name for name in names if name not in _INFRASTRUCTURE)
+
+
+def task_names() -> list[str]:
+    """The names of all tasks that ship with this package."""
+    return [f"{family}/{task}" for family in families() for task in _tasks(family)]
+
+
+def make(name: str, **kwargs: object) -> MultiAgentEnv:
+    """Makes the environment of a task.
+
+    Args:
+        name: `family/task`, for example `particle/spread`.
+        **kwargs: the task's constructor arguments, for example `n_agents=5`.
+
+    Raises:
+        UnknownTask: if there is no such task.
+        TypeError, ValueError: if the task does not take these arguments.
+    """
+    family, _, task = name.partition("/")
+    known = family in families() or ("." in family and importlib.util.find_spec(family) is not None)
+    tasks = _tasks(family) if known else {}
+    if task not in tasks:
+        nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)[0]
+        raise UnknownTask(f"There is no task '{name}'; did you mean '{nearest}'?")
+    return tasks[task](**kwargs)
+
+
+def _tasks(family: str) -> dict:
+    return importlib.import_module(family if "." in family else f"omarl_envs.{family}").TASKS

@@ -1,0 +1,41 @@
+"""Static descriptions of a task. This module imports nothing heavy, so algorithms may use it freely."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """What an algorithm must know of a task to build its networks: plain Python values only.
+
+    Attributes:
+        name: `family/task`, for example `particle/spread`.
+        kind: `"continuous"` (actions are `(N, A)` floats in [-1, 1]) or `"discrete"` (actions are `(N,)` integers).
+        n_agents: N, the number of agents that act.
+        obs_dim: O, the length of one agent's observation (the longest one; shorter ones are padded with zeros).
+        action_dim: A, the dimensions of one continuous action, or the number of discrete actions.
+        state_dim: S, the length of the global state.
+        episode_length: steps after which an episode is cut off.
+        state_is_obs: whether the state is the concatenation of all observations, so that it need not be stored.
+    """
+
+    name: str
+    kind: Literal["continuous", "discrete"]
+    n_agents: int
+    obs_dim: int
+    action_dim: int
+    state_dim: int
+    episode_length: int
+    state_is_obs: bool = False
+
+
+class ScoreReference(NamedTuple):
+    """Returns between which scores are normalised: score = 100 (return - random) / (expert - random)."""
+
+    random: float
+    expert: float
+    source: str
+
+    def normalise(self, returns):  # type: ignore[no-untyped-def]  # any array type, returned as it came
+        """Normalises returns (any shape, task units) to scores: 0 is the random policy, 100 the expert."""
+        return 100.0 * (returns - self.random) / (self.expert - self.random)
