@@ -6,6 +6,7 @@ import pathlib
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jumanji.types import TimeStep
 
 from omarl_envs.base import MultiAgentEnv, Observation
@@ -199,6 +200,28 @@ class Pursuit(MultiAgentEnv[State]):
         landmarks, scenario = physics.vectors(state.landmarks), self.scenario
         food = scenario.n_obstacles + scenario.n_food
         return landmarks[: scenario.n_obstacles], landmarks[scenario.n_obstacles : food], landmarks[food:]
+
+    def render(self, state: State) -> np.ndarray:
+        """Predators blue, outlined red where they touch the red prey; obstacles, food, forests: (H, W, 3) uint8."""
+        from omarl_envs import rendering
+
+        scenario, position, velocity = self.scenario, np.asarray(state.position), np.asarray(state.velocity)
+        kinds = [
+            (scenario.n_obstacles, scenario.obstacle_radius, rendering.GREY, 1.0),
+            (scenario.n_food, scenario.food_radius, rendering.YELLOW, 1.0),
+            (scenario.n_forests, scenario.forest_radius, rendering.GREEN, 0.25),
+        ]
+        styles = [style for count, *style in kinds for _ in range(count)]
+        touching = np.linalg.norm(position[:-1] - position[-1], axis=-1) < PREDATOR_RADIUS + scenario.prey_radius
+        picture = rendering.Picture(1.5 * AGENT_BOX, f"step {int(state.step)}/{physics.EPISODE_LENGTH}")
+        picture.square((0.0, 0.0), 2 * AGENT_BOX, edge=rendering.GREY)
+        for landmark, style in zip(np.asarray(state.landmarks), styles, strict=True):
+            picture.disc(landmark, *style)
+        for i, touches in enumerate(touching):
+            edge = rendering.RED if touches else None
+            picture.mover(position[i], velocity[i], PREDATOR_RADIUS, rendering.BLUE, edge)
+        picture.mover(position[-1], velocity[-1], scenario.prey_radius, rendering.RED)
+        return picture.image()
 
 
 def _border(coordinate: chex.Array) -> chex.Array:

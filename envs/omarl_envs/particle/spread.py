@@ -12,6 +12,7 @@ from omarl_envs.particle.physics import State, Vec
 from omarl_envs.spec import ScoreReference, TaskSpec
 
 AGENT_RADIUS = 0.15
+LANDMARK_RADIUS = 0.05  # in pictures; landmarks touch nothing
 GAIN = 5.0  # force of a full action
 MAX_COVER = 10.0  # the most one landmark pays
 COLLISION_COST = 5.0
@@ -78,6 +79,22 @@ class Spread(MultiAgentEnv[State]):
         observe = _observe if self.task_spec.n_agents <= _UNROLLED_AGENTS else _observe_many
         agents_view = observe(state)
         return Observation(agents_view, agents_view.reshape(-1))
+
+    def render(self, state: State) -> np.ndarray:
+        """Agents, outlined red where they touch, and landmarks, golden where they pay most: (H, W, 3) uint8."""
+        from omarl_envs import rendering
+
+        agents, landmarks = np.asarray(state.position), np.asarray(state.landmarks)
+        between = np.linalg.norm(agents[:, None] - agents, axis=-1)  # (N, N)
+        touching = (between < 2 * AGENT_RADIUS).sum(axis=1) > 1
+        covered = np.linalg.norm(landmarks[:, None] - agents, axis=-1).min(axis=1) <= 1.0 / MAX_COVER
+        picture = rendering.Picture(1.5 * self.half_side, f"step {int(state.step)}/{physics.EPISODE_LENGTH}")
+        picture.square((0.0, 0.0), 2 * self.half_side, edge=rendering.GREY)
+        for agent, velocity, touches in zip(agents, np.asarray(state.velocity), touching, strict=True):
+            picture.mover(agent, velocity, AGENT_RADIUS, rendering.BLUE, rendering.RED if touches else None)
+        for landmark, is_covered in zip(landmarks, covered, strict=True):
+            picture.disc(landmark, LANDMARK_RADIUS, rendering.YELLOW if is_covered else rendering.INK, edge="white")
+        return picture.image()
 
 
 # --- A few agents: every pair by itself ---

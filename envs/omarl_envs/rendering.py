@@ -1,0 +1,118 @@
+"""Pictures of tasks as RGB arrays, drawn without a display, and films made of them."""
+
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Rectangle
+from matplotlib.text import Text
+from numpy.typing import ArrayLike
+from PIL import Image
+
+SIZE = 480  # pixels, of both sides of every picture
+_DPI = 100
+
+# The "bright" colours of Paul Tol, which colour-blind readers can tell apart.
+BLUE, RED, GREEN, YELLOW, GREY, INK = "#4477AA", "#EE6677", "#228833", "#CCBB44", "#BBBBBB", "#333333"
+
+_MOTION = 0.25  # a velocity is drawn as the way of this time, in the task's units
+
+
+class Picture:
+    """A square window on the plane; what is drawn later lies on top.
+
+    Args:
+        half_side: the window shows [-half_side, half_side]², y upwards, in the units of the task.
+        caption: stands in the upper left corner.
+    """
+
+    def __init__(self, half_side: float, caption: str):
+        self.half_side = half_side
+        # Figure and canvas as objects: pyplot would choose a backend and keep every figure alive.
+        figure = Figure(figsize=(SIZE / _DPI, SIZE / _DPI), dpi=_DPI)
+        self._canvas = FigureCanvasAgg(figure)
+        self._axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        self._axes.set_axis_off()
+        self._axes.set(xlim=(-half_side, half_side), ylim=(-half_side, half_side))
+        self.text((-0.96 * half_side, 0.93 * half_side), caption, align="left")
+
+    def disc(
+        self,
+        center: ArrayLike,
+        radius: float,
+        fill: str,
+        alpha: float = 1.0,
+        edge: str | None = None,
+    ) -> None:
+        """A disc of true size. center: (2,)."""
+        x, y = np.asarray(center)
+        line = {"edgecolor": edge, "linewidth": 2.0} if edge else {"linewidth": 0.0}
+        self._add(Circle((x, y), radius, facecolor=fill, alpha=alpha, **line))
+
+    def mover(self, center: ArrayLike, velocity: ArrayLike, radius: float, fill: str, edge: str | None = None) -> None:
+        """A disc with a short line for its velocity; beyond the window, a hollow disc at its border.
+
+        Args:
+            center: (2,).
+            velocity: (2,).
+            radius: of the disc.
+            fill: its colour.
+            edge: the colour of its outline, none if None.
+        """
+        point, limit = np.asarray(center), self.half_side - radius
+        shown = np.clip(point, -limit, limit)
+        if (np.abs(point) > self.half_side + radius).any():
+            self.disc(shown, radius, "white", edge=fill)
+            return
+        self.disc(point, radius, fill, edge=edge)
+        tip = point + _MOTION * np.asarray(velocity)
+        self._add(Line2D(*zip(point, tip, strict=True), color=INK, linewidth=1.5, solid_capstyle="round"))
+
+    def square(
+        self,
+        center: ArrayLike,
+        side: float,
+        fill: str | None = None,
+        alpha: float = 1.0,
+        edge: str | None = None,
+        width: float = 1.0,
+    ) -> None:
+        """A square, its fill of strength `alpha` and its outline `width` points thick. center: (2,)."""
+        x, y = np.asarray(center) - side / 2
+        if fill:
+            self._add(Rectangle((x, y), side, side, facecolor=fill, alpha=alpha, linewidth=0.0))
+        if edge:
+            self._add(Rectangle((x, y), side, side, fill=False, edgecolor=edge, linewidth=width))
+
+    def text(
+        self, position: ArrayLike, text: str, size: float = 11.0, align: str = "center", rotation: float = 0.0
+    ) -> None:
+        """Words at a point (2,); size in points, rotation in degrees."""
+        x, y = np.asarray(position)
+        style = {"fontsize": size, "rotation": rotation, "horizontalalignment": align, "verticalalignment": "center"}
+        self._add(Text(x, y, text, color=INK, **style))
+
+    def image(self) -> np.ndarray:
+        """(SIZE, SIZE, 3) uint8."""
+        self._canvas.draw()
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+    def _add(self, artist: Artist) -> None:
+        artist.set_zorder(len(self._axes.get_children()))
+        self._axes.add_artist(artist)
+
+
+def save_gif(frames: Iterable[np.ndarray], path: str | pathlib.Path, fps: float = 10.0) -> None:
+    """Writes a film that repeats for ever.
+
+    Args:
+        frames: (H, W, 3) uint8 each, all of one size.
+        path: where to.
+        fps: frames a second; the format rounds the time of a frame to 10 ms.
+    """
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(path, "GIF", save_all=True, append_images=others, duration=1000.0 / fps, loop=0)

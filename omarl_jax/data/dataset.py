@@ -1,0 +1,170 @@
+"""An offline dataset in device memory, and how batches are drawn from it.
+
+Steps are stored once, time-major, episodes back to back. Each episode has one closing row that holds only its last
+observation, so `next_obs` is the row after and needs no memory of its own. `index` lists the rows that are
+transitions, `next_action_index` those whose next row is a transition too.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from omarl_envs.spec import TaskSpec
+
+from omarl_jax.types import Needs, Stats, Transition
+
+
+class Rows(NamedTuple):
+    """The arrays of a dataset: M rows (transitions and closing rows), on the device or on the host.
+
+    In a closing row everything but `obs`, `state` and `action_mask` is zero.
+
+    Attributes:
+        obs: (M, N, O) float32.
+        actions: (M, N, A) float32 or (M, N) int32.
+        rewards: (M, N) float32.
+        terminal: (M, N) bool.
+        truncated: (M,) bool.
+        closing: (M,) bool, whether the row only closes an episode.
+        state: (M, S) float32, or None where it is the concatenation of `obs`.
+        action_mask: (M, N, A) bool, or None in continuous tasks.
+    """
+
+    obs: chex.Array
+    actions: chex.Array
+    rewards: chex.Array
+    terminal: chex.Array
+    truncated: chex.Array
+    closing: chex.Array
+    state: chex.Array | None = None
+    action_mask: chex.Array | None = None
+
+
+class Window(NamedTuple):
+    """The part of a `DeviceData`'s index that one run samples from (several data seeds share one device array).
+
+    Attributes:
+        start: () int32, first entry.
+        size: () int32, number of entries.
+    """
+
+    start: chex.Array
+    size: chex.Array
+
+
+class DeviceData(NamedTuple):
+    """What the compiled training step is given: rows and the list of those that may be sampled.
+
+    Attributes:
+        rows: M rows.
+        index: (V,) int32, rows that are transitions (with a next action, where the method needs one).
+    """
+
+    rows: Rows
+    index: chex.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset and what is known about it.
+
+    Attributes:
+        spec: the task it was made on.
+        rows: M rows.
+        metadata: JSON values: `recipe`, `seed`, `behaviour`, `mean_return`, `mean_score`, `random`, `expert`
+            (reference returns), `reference_source`, `comparable` (with the paper) …
+    """
+
+    spec: TaskSpec
+    rows: Rows
+    metadata: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """The number of transitions."""
+        return int(np.sum(~np.asarray(self.rows.closing)))
+
+    def index(self, next_actions: bool = False) -> np.ndarray:
+        """(V,) int32, the rows that are transitions; with `next_actions`, only those followed by another one."""
+        transition = ~np.asarray(self.rows.closing)
+        if next_actions:
+            transition = transition & np.append(transition[1:], False)
+        return np.flatnonzero(transition).astype(np.int32)
+
+    def episode_returns(self) -> np.ndarray:
+        """(E,) float, the return of each episode: the sum over time of the mean reward of its agents."""
+        closing = np.flatnonzero(np.asarray(self.rows.closing))
+        team = np.asarray(self.rows.rewards, dtype=np.float64).mean(axis=1)
+        return np.add.reduceat(team, np.concatenate([[0], closing[:-1] + 1]))
+
+    def stats(self) -> Stats:
+        """Mean and standard deviation of each agent's observations, over all transitions."""
+        return _stats(self.rows.obs, jnp.asarray(self.index()))
+
+
+def gather(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[Window]]:
+    """Puts datasets of one task into one set of device arrays, each once.
+
+    Returns:
+        the device data, and the window of each dataset in it.
+    """
+    rows = jax.tree.map(lambda *parts: jnp.concatenate(parts) if len(parts) > 1 else jnp.asarray(parts[0]), *(d.rows for d in datasets))
+    first_row, windows, index = 0, [], []
+    for dataset in datasets:
+        part = dataset.index(needs.next_actions)
+        windows.append(Window(jnp.int32(sum(map(len, index))), jnp.int32(len(part))))
+        index.append(part + np.int32(first_row))
+        first_row += dataset.rows.obs.shape[0]
+    return DeviceData(rows, jnp.asarray(np.concatenate(index))), windows
+
+
+def sample(data: DeviceData, window: Window, key: chex.PRNGKey, needs: Needs) -> Transition:
+    """Draws a batch uniformly, with replacement (published code draws without; in 10⁵ rows that is 0.5 % repeats).
+
+    Args:
+        data: the device data.
+        window: the part of it to draw from.
+        key: randomness.
+        needs: batch size and fields.
+
+    Returns:
+        a batch whose arrays begin with (B,), or with (batches, B) if a round takes several batches.
+    """
+    shape = (needs.batch_size,) if needs.batches == 1 else (needs.batches, needs.batch_size)
+    drawn = window.start + jax.random.randint(key, shape, 0, window.size)
+    return transitions(data.rows, data.index[drawn], needs)
+
+
+def transitions(rows: Rows, at: chex.Array, needs: Needs) -> Transition:
+    """The transitions that start at the given rows (any shape of row numbers)."""
+    following = at + 1
+
+    def state(at: chex.Array) -> chex.Array | None:
+        if not needs.state:
+            return None
+        if rows.state is None:
+            return rows.obs[at].reshape(*at.shape, -1)
+        return rows.state[at]
+
+    return Transition(
+        obs=rows.obs[at],
+        actions=rows.actions[at],
+        rewards=rows.rewards[at],
+        next_obs=rows.obs[following],
+        terminal=rows.terminal[at],
+        truncated=rows.truncated[at],
+        next_actions=rows.actions[following] if needs.next_actions else None,
+        state=state(at),
+        next_state=state(following),
+        action_mask=None if rows.action_mask is None else rows.action_mask[at],
+        next_action_mask=None if rows.action_mask is None else rows.action_mask[following],
+    )
+
+
+@jax.jit
+def _stats(obs: chex.Array, index: chex.Array) -> Stats:
+    picked = obs[index]
+    return Stats(picked.mean(axis=0), jnp.maximum(picked.std(axis=0), 1e-3))

@@ -1,0 +1,16 @@
+"""Mistakes of the user. The command line prints their one sentence and exits with 1; nothing else is caught."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message is one clear sentence that says how."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among `known`, with the nearest one."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
+    return UserError(f"There is no {kind} '{name}'{hint}")

@@ -1,0 +1,196 @@
+"""The networks of all methods: the only file that knows flax and distrax.
+
+Every network here is that of one agent (or one critic); algorithms `vmap` it over the agent axis, so parameters carry
+a leading (N,). Layers start as PyTorch's do, uniform in ±1/sqrt(inputs), because the published methods do.
+
+Inputs can be normalised in three ways (`input_norm` of a config):
+
+    "batch"    batch normalisation of the input as the OMAR family publishes it: batch statistics in updates, running
+               statistics when acting. Every forward pass of an update normalises with the statistics of its own
+               inputs, target networks included.
+    "dataset"  the fixed mean and standard deviation of the data (observations only).
+    "none"     nothing.
+
+The running statistics depend on the inputs alone, so they are a value of their own (`Norm`) beside the parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import chex
+import distrax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from omarl_jax.types import Stats
+
+InputNorm = Literal["batch", "dataset", "none"]
+
+_EPSILON = 1e-5  # of PyTorch's BatchNorm1d
+_MOMENTUM = 0.1
+
+
+class Norm(NamedTuple):
+    """Fixed or running statistics of an input.
+
+    Attributes:
+        mean: (…, O) float32.
+        var: (…, O) float32.
+    """
+
+    mean: chex.Array
+    var: chex.Array
+
+
+class Policy(NamedTuple):
+    """What acting needs: the parameters of N policies, stacked, and the statistics that normalise their inputs."""
+
+    params: Any
+    norm: Norm
+
+
+def initial_norm(kind: InputNorm, stats: Stats) -> Norm:
+    """The statistics to begin with, those of the data if they are to be used and otherwise mean 0 and variance 1."""
+    if kind == "dataset":
+        return Norm(stats.obs_mean, jnp.square(stats.obs_std))
+    return Norm(jnp.zeros_like(stats.obs_mean), jnp.ones_like(stats.obs_std))
+
+
+def training_norm(kind: InputNorm, norm: Norm) -> Norm | None:
+    """What the networks are given in updates: None asks for the statistics of each input itself."""
+    return None if kind == "batch" else norm
+
+
+def moved_norm(kind: InputNorm, norm: Norm, obs: chex.Array) -> Norm:
+    """The statistics after one more batch, obs: (B, N, O). Only those of batch normalisation move."""
+    if kind != "batch":
+        return norm
+    batch_size = obs.shape[0]
+    seen = Norm(obs.mean(axis=0), obs.var(axis=0) * (batch_size / (batch_size - 1)))
+    return jax.tree.map(lambda old, new: old + _MOMENTUM * (new - old), norm, seen)
+
+
+def torch_kernel(inputs: int) -> Callable[..., chex.Array]:
+    """PyTorch's default initialiser of weights and biases: uniform in ±1/sqrt(inputs)."""
+    bound = inputs**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class _Dense(nn.Module):
+    features: int
+    bound: float | None = None  # of the weights; None: PyTorch's default
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        inputs = x.shape[-1]
+        weights = torch_kernel(inputs) if self.bound is None else torch_kernel(round(self.bound**-2))
+        kernel = self.param("kernel", weights, (inputs, self.features))
+        return x @ kernel + self.param("bias", torch_kernel(inputs), (self.features,))
+
+
+class _Normalise(nn.Module):
+    """Normalises over all axes but the last; `affine` adds the learned scale and shift of batch normalisation."""
+
+    affine: bool
+
+    @nn.compact
+    def __call__(self, x: chex.Array, norm: Norm | None) -> chex.Array:
+        if norm is None:
+            axes = tuple(range(x.ndim - 1))
+            norm = Norm(x.mean(axis=axes), x.var(axis=axes))
+        x = (x - norm.mean) * jax.lax.rsqrt(norm.var + _EPSILON)
+        if self.affine:
+            x = x * self.param("scale", nn.initializers.ones, x.shape[-1:])
+            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return x
+
+
+class DeterministicPolicy(nn.Module):
+    """(…, O) -> (…, A) in [-1, 1]: tanh of an MLP whose last weights start within ±3e-3."""
+
+    hidden: tuple[int, ...]
+    action_dim: int
+    input_norm: InputNorm
+
+    @nn.compact
+    def __call__(self, obs: chex.Array, norm: Norm | None) -> chex.Array:
+        x = _Normalise(affine=self.input_norm == "batch")(obs, norm)
+        for width in self.hidden:
+            x = nn.relu(_Dense(width)(x))
+        return jnp.tanh(_Dense(self.action_dim, bound=3e-3)(x))
+
+
+class GaussianPolicy(nn.Module):
+    """(…, O) -> mean and log standard deviation, each (…, A), of a Gaussian that tanh squashes."""
+
+    hidden: tuple[int, ...]
+    action_dim: int
+    input_norm: InputNorm
+
+    @nn.compact
+    def __call__(self, obs: chex.Array, norm: Norm | None) -> tuple[chex.Array, chex.Array]:
+        x = _Normalise(affine=self.input_norm == "batch")(obs, norm)
+        for width in self.hidden:
+            x = nn.relu(_Dense(width)(x))
+        mean, log_std = jnp.split(_Dense(2 * self.action_dim)(x), 2, axis=-1)
+        return mean, jnp.clip(log_std, -5.0, 2.0)
+
+
+class Critic(nn.Module):
+    """n values Q_1 … Q_n of an observation and an action, or of many candidate actions for one observation.
+
+    One input normalisation is shared by all n networks, as published (`DoubleMLPNetwork`). The observation's share of
+    the first layer is computed once, however many candidates there are.
+
+    Call with obs (B, O) and actions (…, B, A); `heads` values only are computed, all of them by default. Returns
+    (heads, …, B).
+    """
+
+    hidden: tuple[int, ...]
+    input_norm: InputNorm
+    n: int = 2
+
+    @nn.compact
+    def __call__(
+        self, obs: chex.Array, actions: chex.Array, norm: Norm | None, heads: int | None = None
+    ) -> chex.Array:
+        batch = self.input_norm == "batch"
+        heads = heads or self.n
+        obs = _Normalise(affine=batch, name="obs_norm")(obs, norm)
+        if batch:
+            actions = _Normalise(affine=True, name="action_norm")(actions, None)
+        n_obs, n_actions = obs.shape[-1], actions.shape[-1]
+        bound = torch_kernel(n_obs + n_actions)
+        w_obs = self.param("w_obs", bound, (self.n, n_obs, self.hidden[0]))[:heads]
+        w_actions = self.param("w_actions", bound, (self.n, n_actions, self.hidden[0]))[:heads]
+        b = self.param("b_0", bound, (self.n, self.hidden[0]))[:heads]
+        from_obs = jnp.einsum("bo,noh->nbh", obs, w_obs) + b[:, None]
+        x = jnp.einsum("...ba,nah->n...bh", actions, w_actions)
+        x = nn.relu(x + jnp.expand_dims(from_obs, tuple(range(1, actions.ndim - 1))))
+        for i, (inputs, width) in enumerate(zip(self.hidden, (*self.hidden[1:], 1), strict=True), start=1):
+            w = self.param(f"w_{i}", torch_kernel(inputs), (self.n, inputs, width))[:heads]
+            b = self.param(f"b_{i}", torch_kernel(inputs), (self.n, width))[:heads]
+            x = jnp.einsum("n...h,nhj->n...j", x, w) + jnp.expand_dims(b, tuple(range(1, actions.ndim)))
+            x = nn.relu(x) if width != 1 or i < len(self.hidden) else x[..., 0]
+        return x
+
+
+def stacked_init(module: nn.Module, key: chex.PRNGKey, n: int, *inputs: Any) -> Any:
+    """Parameters of n networks of one kind, stacked: every leaf begins with (n,)."""
+    return jax.vmap(lambda key: module.init(key, *inputs)["params"])(jax.random.split(key, n))
+
+
+def tanh_gaussian_log_prob(mean: chex.Array, log_std: chex.Array, actions: chex.Array) -> chex.Array:
+    """log π(a|o) of a squashed Gaussian, (…, A) -> (…); actions of exactly ±1 count as ±(1 - 1e-6)."""
+    return _tanh_gaussian(mean, log_std).log_prob(jnp.clip(actions, -1.0 + 1e-6, 1.0 - 1e-6))
+
+
+def tanh_gaussian_sample(mean: chex.Array, log_std: chex.Array, key: chex.PRNGKey) -> chex.Array:
+    """One action (…, A) of a squashed Gaussian."""
+    return _tanh_gaussian(mean, log_std).sample(seed=key)
+
+
+def _tanh_gaussian(mean: chex.Array, log_std: chex.Array) -> distrax.Distribution:
+    gaussian = distrax.MultivariateNormalDiag(mean, jnp.exp(log_std))
+    return distrax.Transformed(gaussian, distrax.Block(distrax.Tanh(), 1))

@@ -1,0 +1,126 @@
+"""The types that everything else speaks in, and the legend of shapes.
+
+Shapes are written with these letters, and the agent axis stands right after batch or time:
+
+    B  batch        T  time          N  agents       O  observation      S  state
+    A  dimensions of a continuous action, or number of discrete actions
+    K  candidates   R  runs (hyperparameters x seeds)                    E  episodes
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import chex
+import jax
+from omarl_envs.spec import ScoreReference, TaskSpec
+
+__all__ = ["Algorithm", "Metrics", "Needs", "ScoreReference", "Stats", "TaskSpec", "Transition", "config"]
+
+Metrics = dict[str, chex.Array]
+_C = TypeVar("_C")
+
+
+class Transition(NamedTuple):
+    """What an update learns from. A field that the method does not need, or that the task has not, is None.
+
+    Attributes:
+        obs: (B, N, O) float32.
+        actions: (B, N, A) float32 in [-1, 1], or (B, N) int32.
+        rewards: (B, N) float32, in units of the task.
+        next_obs: (B, N, O) float32, the true last observation where an episode ends.
+        terminal: (B, N) bool, the task ended for the agent: no bootstrap.
+        truncated: (B,) bool, the episode was cut off here: bootstrap all the same.
+        next_actions: (B, N, A) or (B, N), what the behaviour did next (SARSA-type methods).
+        state, next_state: (B, S) float32, the global state.
+        action_mask, next_action_mask: (B, N, A) bool, legal actions of discrete tasks.
+        valid: (B,) bool, False in the padding of sequences.
+    """
+
+    obs: chex.Array
+    actions: chex.Array
+    rewards: chex.Array
+    next_obs: chex.Array
+    terminal: chex.Array
+    truncated: chex.Array
+    next_actions: chex.Array | None = None
+    state: chex.Array | None = None
+    next_state: chex.Array | None = None
+    action_mask: chex.Array | None = None
+    next_action_mask: chex.Array | None = None
+    valid: chex.Array | None = None
+
+
+class Stats(NamedTuple):
+    """Statistics of the data one run learns from.
+
+    Attributes:
+        obs_mean: (N, O) float32.
+        obs_std: (N, O) float32, at least 1e-3.
+    """
+
+    obs_mean: chex.Array
+    obs_std: chex.Array
+
+
+class Needs(NamedTuple):
+    """What a method asks of the data, decided before anything is compiled.
+
+    Attributes:
+        batch_size: B, transitions a batch.
+        batches: how many batches one round takes; if more than one, a leading axis holds them.
+        next_actions: whether transitions must come with the action that followed.
+        state: whether transitions must come with the global state.
+    """
+
+    batch_size: int
+    batches: int = 1
+    next_actions: bool = False
+    state: bool = False
+
+
+class Init(Protocol):
+    def __call__(self, key: chex.PRNGKey, stats: Stats) -> Any: ...
+
+
+class Update(Protocol):
+    def __call__(self, state: Any, batch: Transition, key: chex.PRNGKey) -> tuple[Any, Metrics]: ...
+
+
+class Act(Protocol):
+    def __call__(
+        self, policy: Any, obs: chex.Array, mask: chex.Array | None, carry: Any, key: chex.PRNGKey, explore: bool = False
+    ) -> tuple[chex.Array, Any]: ...
+
+
+class Algorithm(NamedTuple):
+    """A learning method as pure functions of arrays, made by the factory in its file from a config and a `TaskSpec`.
+
+    Attributes:
+        init: (key, stats) -> state. Parameters, targets, optimiser states and statistics, all in one NamedTuple whose
+            field `policy` holds everything that acting and export need.
+        update: (state, batch, key) -> state, metrics. One round: one step of every network of every agent. Metrics
+            are () arrays.
+        act: (policy, obs (N, O), mask (N, A) or None, carry, key, explore) -> actions (N, …), carry. The carry is
+            empty for policies without memory. With `explore`, actions are as the behaviour policy takes them.
+        needs: what the method asks of the data.
+        carry: what `act` is given as its first carry.
+    """
+
+    init: Init
+    update: Update
+    act: Act
+    needs: Needs
+    carry: Any = ()
+
+
+def config(cls: type[_C]) -> type[_C]:
+    """Makes a frozen dataclass whose float fields are the leaves of a pytree; everything else is static.
+
+    So a grid over float hyperparameters is a `vmap` over configs. Nothing is checked when a config is made, since a
+    leaf may be a tracer: each algorithm's file has a `validate`.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    floats = [f.name for f in fields if f.type is float]
+    static = [f.name for f in fields if f.type is not float]
+    return jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=static)
