@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from omarl_jax.types import Stats
+from omarl_jax.types import Stats, TaskSpec
 
 InputNorm = Literal["batch", "dataset", "none"]
 
@@ -41,6 +41,14 @@ class Norm(NamedTuple):
 
     mean: chex.Array
     var: chex.Array
+
+    def of(self, agent: int) -> "Norm":
+        """The statistics of one agent (or critic)."""
+        return Norm(self.mean[agent], self.var[agent])
+
+    def viewed(self, view: Callable[[chex.Array], chex.Array]) -> "Norm":
+        """(N, O) statistics rearranged as `view` rearranges a batch of observations, (B, N, O) -> (G, B, …)."""
+        return Norm(view(self.mean[None])[:, 0], view(self.var[None])[:, 0])
 
 
 class Policy(NamedTuple):
@@ -106,9 +114,7 @@ class _Normalise(nn.Module):
         return x
 
 
-class DeterministicPolicy(nn.Module):
-    """(…, O) -> (…, A) in [-1, 1]: tanh of an MLP whose last weights start within ±3e-3."""
-
+class _DeterministicPolicy(nn.Module):
     hidden: tuple[int, ...]
     action_dim: int
     input_norm: InputNorm
@@ -121,9 +127,7 @@ class DeterministicPolicy(nn.Module):
         return jnp.tanh(_Dense(self.action_dim, bound=3e-3)(x))
 
 
-class GaussianPolicy(nn.Module):
-    """(…, O) -> mean and log standard deviation, each (…, A), of a Gaussian that tanh squashes."""
-
+class _GaussianPolicy(nn.Module):
     hidden: tuple[int, ...]
     action_dim: int
     input_norm: InputNorm
@@ -137,19 +141,10 @@ class GaussianPolicy(nn.Module):
         return mean, jnp.clip(log_std, -5.0, 2.0)
 
 
-class Critic(nn.Module):
-    """n values Q_1 … Q_n of an observation and an action, or of many candidate actions for one observation.
-
-    One input normalisation is shared by all n networks, as published (`DoubleMLPNetwork`). The observation's share of
-    the first layer is computed once, however many candidates there are.
-
-    Call with obs (B, O) and actions (…, B, A); `heads` values only are computed, all of them by default. Returns
-    (heads, …, B).
-    """
-
+class _Critic(nn.Module):
     hidden: tuple[int, ...]
     input_norm: InputNorm
-    n: int = 2
+    n: int
 
     @nn.compact
     def __call__(
@@ -176,9 +171,48 @@ class Critic(nn.Module):
         return x
 
 
-def stacked_init(module: nn.Module, key: chex.PRNGKey, n: int, *inputs: Any) -> Any:
-    """Parameters of n networks of one kind, stacked: every leaf begins with (n,)."""
-    return jax.vmap(lambda key: module.init(key, *inputs)["params"])(jax.random.split(key, n))
+class Network(NamedTuple):
+    """One kind of network as pure functions.
+
+    Attributes:
+        init: (key, n, *inputs) -> parameters of n networks, stacked: every leaf begins with (n,).
+        apply: (parameters of one network, *inputs) -> outputs.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+def network(module: nn.Module) -> Network:
+    """The functions of a module."""
+
+    def init(key: chex.PRNGKey, n: int, *inputs: Any) -> Any:
+        return jax.vmap(lambda key: module.init(key, *inputs)["params"])(jax.random.split(key, n))
+
+    def apply(params: Any, *inputs: Any, **options: Any) -> Any:
+        return module.apply({"params": params}, *inputs, **options)
+
+    return Network(init, apply)
+
+
+def deterministic_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNorm) -> Network:
+    """apply(params, obs (…, O), norm) -> actions (…, A): tanh of an MLP whose last weights start within ±3e-3."""
+    return network(_DeterministicPolicy(hidden, spec.action_dim, input_norm))
+
+
+def gaussian_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNorm) -> Network:
+    """apply(params, obs (…, O), norm) -> mean and log standard deviation (…, A) of a Gaussian that tanh squashes."""
+    return network(_GaussianPolicy(hidden, spec.action_dim, input_norm))
+
+
+def critic(hidden: tuple[int, ...], input_norm: InputNorm, n: int = 2) -> Network:
+    """apply(params, obs (B, O), actions (…, B, A), norm, heads=None) -> values (heads, …, B) of n networks.
+
+    The actions may be many candidates for each observation, whose share of the first layer is computed only once. With
+    `heads`, only the first of the n networks are computed. All n share one input normalisation, as published
+    (`DoubleMLPNetwork`).
+    """
+    return network(_Critic(hidden, input_norm, n))
 
 
 def tanh_gaussian_log_prob(mean: chex.Array, log_std: chex.Array, actions: chex.Array) -> chex.Array:

@@ -22,15 +22,13 @@ class OnlineState(NamedTuple):
         learner: the algorithm's state.
         env_state: of V environments, every leaf (V, …).
         observation: what they show, every leaf (V, …).
-        buffer: a ring of transitions, every leaf (capacity // V, V, …).
-        step: () int32, steps taken by each environment.
+        buffer: a ring of transitions, every leaf (capacity, …); what an environment step adds stands together.
     """
 
     learner: Any
     env_state: Any
     observation: Any
     buffer: Transition
-    step: chex.Array
 
 
 class OnlineSettings(NamedTuple):
@@ -52,36 +50,41 @@ def init(algorithm: Algorithm, learner: Any, env: MultiAgentEnv, settings: Onlin
     """The state before the first step, for a learner that is fresh or was trained offline."""
     env_state, timestep = jax.vmap(env.reset)(jax.random.split(key, settings.n_envs))
     _, example = _interact(algorithm, env, learner.policy, env_state, timestep.observation, jnp.bool_(True), key)
-    rows = max(settings.capacity // settings.n_envs, 1)
-    buffer = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), example)
-    return OnlineState(learner, env_state, timestep.observation, buffer, jnp.zeros((), jnp.int32))
+    rows = max(settings.capacity // settings.n_envs, 1) * settings.n_envs
+    buffer = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), example)
+    return OnlineState(learner, env_state, timestep.observation, buffer)
 
 
 def step(
-    algorithm: Algorithm, env: MultiAgentEnv, settings: OnlineSettings, state: OnlineState, key: chex.PRNGKey
+    algorithm: Algorithm,
+    env: MultiAgentEnv,
+    settings: OnlineSettings,
+    state: OnlineState,
+    step: chex.Array,
+    key: chex.PRNGKey,
 ) -> tuple[OnlineState, Metrics]:
     """One step of every environment, then one learning round.
 
     Args:
+        step: () int32, steps that each environment has made. All runs of a `vmap` must share it: then the buffer is
+            written in place.
         key: the run's key, the same in every step: randomness is `fold_in(key, step)`.
     """
-    act_key, sample_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    warming_up = state.step * settings.n_envs < settings.warmup
+    act_key, sample_key, update_key = jax.random.split(jax.random.fold_in(key, step), 3)
+    warming_up = step * settings.n_envs < settings.warmup
     (env_state, observation), new = _interact(
         algorithm, env, state.learner.policy, state.env_state, state.observation, warming_up, act_key
     )
-    rows = jax.tree.leaves(state.buffer)[0].shape[0]
-    buffer = jax.tree.map(lambda ring, x: ring.at[state.step % rows].set(x), state.buffer, new)
-
-    batch_size = algorithm.needs.batch_size
-    filled = jnp.minimum(state.step + 1, rows)
-    row_key, env_key = jax.random.split(sample_key)
-    row = jax.random.randint(row_key, (batch_size,), 0, filled)
-    column = jax.random.randint(env_key, (batch_size,), 0, settings.n_envs)
-    batch = jax.tree.map(lambda ring: ring[row, column], buffer)
+    capacity = jax.tree.leaves(state.buffer)[0].shape[0]
+    start = step * settings.n_envs % capacity
+    write = lambda ring, x: jax.lax.dynamic_update_slice_in_dim(ring, x, start, 0)  # noqa: E731
+    buffer = jax.tree.map(write, state.buffer, new)
+    filled = jnp.minimum((step + 1) * settings.n_envs, capacity)
+    drawn = jax.random.randint(sample_key, (algorithm.needs.batch_size,), 0, filled)
+    batch = jax.tree.map(lambda ring: ring[drawn], buffer)
     learner, metrics = algorithm.update(state.learner, batch, update_key)
     learner = jax.tree.map(lambda new, old: jnp.where(warming_up, old, new), learner, state.learner)
-    return OnlineState(learner, env_state, observation, buffer, state.step + 1), metrics
+    return OnlineState(learner, env_state, observation, buffer), metrics
 
 
 def _interact(

@@ -76,9 +76,9 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     """
     if ours.keys() != theirs.keys():
         raise ValueError(f"Both methods need the same tasks, not {sorted(ours)} and {sorted(theirs)}.")
-    theirs = {task: theirs[task] for task in ours}
-    won = [np.sign(x[..., :, None] - y[..., None, :]).mean(axis=(-2, -1)) for x, y in zip(_checked(ours), _checked(theirs), strict=True)]
-    return 0.5 + 0.5 * np.mean(won, axis=0)
+    pairs = zip(_checked(ours), _checked({task: theirs[task] for task in ours}), strict=True)
+    balance = [np.sign(x[..., :, None] - y[..., None, :]).mean(axis=(-2, -1)) for x, y in pairs]  # won - lost
+    return 0.5 + 0.5 * np.mean(balance, axis=0)
 
 
 def bootstrap_interval(

@@ -16,14 +16,14 @@ from PIL import Image
 SIZE = 480  # pixels, of both sides of every picture
 _DPI = 100
 
-# The "bright" colours of Paul Tol, which colour-blind readers can tell apart.
-BLUE, RED, GREEN, YELLOW, GREY, INK = "#4477AA", "#EE6677", "#228833", "#CCBB44", "#BBBBBB", "#333333"
+# From the colour schemes of Paul Tol, which colour-blind readers can tell apart.
+BLUE, RED, GREEN, GOLD, GREY, INK = "#4477AA", "#EE6677", "#228833", "#DDAA33", "#BBBBBB", "#333333"
 
 _MOTION = 0.25  # a velocity is drawn as the way of this time, in the task's units
 
 
 class Picture:
-    """A square window on the plane; what is drawn later lies on top.
+    """A square window on the plane. Later shapes lie on earlier ones, lines on all shapes, words on everything.
 
     Args:
         half_side: the window shows [-half_side, half_side]², y upwards, in the units of the task.
@@ -50,7 +50,7 @@ class Picture:
     ) -> None:
         """A disc of true size. center: (2,)."""
         x, y = np.asarray(center)
-        line = {"edgecolor": edge, "linewidth": 2.0} if edge else {"linewidth": 0.0}
+        line = {"edgecolor": edge, "linewidth": 1.5} if edge else {"linewidth": 0.0}
         self._add(Circle((x, y), radius, facecolor=fill, alpha=alpha, **line))
 
     def mover(self, center: ArrayLike, velocity: ArrayLike, radius: float, fill: str, edge: str | None = None) -> None:
@@ -70,7 +70,7 @@ class Picture:
             return
         self.disc(point, radius, fill, edge=edge)
         tip = point + _MOTION * np.asarray(velocity)
-        self._add(Line2D(*zip(point, tip, strict=True), color=INK, linewidth=1.5, solid_capstyle="round"))
+        self._add(Line2D(*zip(point, tip, strict=True), color=INK, linewidth=1.2, solid_capstyle="round"))
 
     def square(
         self,
@@ -102,7 +102,6 @@ class Picture:
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
     def _add(self, artist: Artist) -> None:
-        artist.set_zorder(len(self._axes.get_children()))
         self._axes.add_artist(artist)
 
 

@@ -1,17 +1,35 @@
 """Formulas that several methods share, each of a few lines."""
 
+from collections.abc import Callable
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from omarl_jax.errors import UserError
-from omarl_jax.types import TaskSpec
+from omarl_jax.types import Metrics, TaskSpec, Transition
 
 
 def bootstrapped(rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array) -> chex.Array:
     """y = r + γ (1 - d) V(s'), all of one shape; d is termination, not truncation."""
     return rewards + gamma * (1.0 - terminal) * next_value
+
+
+def minimise(loss: Callable[..., Any], optimiser: optax.GradientTransformation) -> Callable[..., Any]:
+    """One gradient step on `loss(params, *inputs) -> value, metrics`, for one network; `vmap` makes it many.
+
+    Returns:
+        a function (params, optimiser state, *inputs) -> params, optimiser state, metrics.
+    """
+
+    def step(params: Any, optimiser_state: Any, *inputs: Any) -> tuple[Any, Any, Metrics]:
+        gradient, metrics = jax.grad(loss, has_aux=True)(params, *inputs)
+        change, optimiser_state = optimiser.update(gradient, optimiser_state)
+        return optax.apply_updates(params, change), optimiser_state, metrics
+
+    return step
 
 
 def clipped_adam(lr: chex.Array, max_norm: chex.Array) -> optax.GradientTransformation:
@@ -33,6 +51,17 @@ def seen(x: chex.Array, groups: int) -> chex.Array:
     return jnp.moveaxis(x.reshape(x.shape[0], groups, -1), 1, 0)
 
 
+def team(batch: Transition, groups: int) -> tuple[chex.Array, chex.Array]:
+    """Rewards and terminations as the critics learn them, each (groups, B).
+
+    A centralised critic learns the mean reward, which is what the return sums (published code takes the first
+    agent's), and the episode ends for it when it has ended for all.
+    """
+    if groups == 1:
+        return batch.rewards.mean(axis=1)[None], batch.terminal.all(axis=1)[None]
+    return batch.rewards.T, batch.terminal.T
+
+
 def with_own(own: chex.Array, actions: chex.Array, agent: chex.Array, centralised: bool) -> chex.Array:
     """The action a critic judges when one agent does something else than the data.
 
@@ -52,9 +81,71 @@ def with_own(own: chex.Array, actions: chex.Array, agent: chex.Array, centralise
     return joint.reshape(*own.shape[:-1], -1)
 
 
+def softmax_weights(values: chex.Array, temperature: chex.Array) -> chex.Array:
+    """B softmax(values / temperature) over a batch, (B,): positive weights whose mean is 1."""
+    return values.shape[0] * jax.nn.softmax(values / temperature)
+
+
+def conservative_penalty(q_sampled: chex.Array, q_data: chex.Array) -> chex.Array:
+    """CQL's penalty, the mean of log Σ_k exp(Q(o, u_k) - log p(u_k)) - Q(o, a) (Kumar et al. 2020, eq. 4).
+
+    Args:
+        q_sampled: (K, B) values of sampled actions, less the log density that each was sampled with.
+        q_data: (B,) values of the data's actions.
+
+    As published, the sum over samples is not divided by K: that only shifts the penalty by log K.
+    """
+    return jnp.mean(jax.nn.logsumexp(q_sampled, axis=0) - q_data)
+
+
+def cql_actions(
+    key: chex.PRNGKey, actions: chex.Array, around: tuple[chex.Array, ...], config: Any
+) -> list[tuple[chex.Array, chex.Array]]:
+    """The actions that CQL holds down: uniform ones, and noisy ones around each of the given actions.
+
+    Args:
+        key: randomness.
+        actions: (B, A) of the data, for their shape.
+        around: actions (B, A) of the policy, in this observation and in the next; none for uniform samples only.
+        config: with `cql_samples` K, `sample_noise` and `published_density`.
+
+    Returns:
+        for each kind, actions (K, B, A) and their log density, (K, B) or ().
+    """
+    shape = (config.cql_samples, *actions.shape)
+    uniform_key, *keys = jax.random.split(key, 1 + len(around))
+    uniform = jax.random.uniform(uniform_key, shape, minval=-1.0, maxval=1.0)
+    kinds = [(uniform, shape[-1] * jnp.log(0.5))]
+    for key, centre in zip(keys, around, strict=True):
+        noise = jax.random.normal(key, shape)
+        log_density = jax.scipy.stats.norm.logpdf(noise).sum(axis=-1) - shape[-1] * jnp.log(config.sample_noise)
+        if config.published_density:
+            log_density = jnp.exp(log_density)
+        noisy = jnp.clip(centre + config.sample_noise * noise, -1.0, 1.0)
+        kinds.append((jax.lax.stop_gradient(noisy), log_density))
+    return kinds
+
+
 def saturation(actions: chex.Array) -> chex.Array:
     """The share of |a| > 0.99: a policy that sits in the corners has stopped learning."""
     return jnp.mean(jnp.abs(actions) > 0.99)
+
+
+def validate_learner(name: str, config: Any, spec: TaskSpec) -> None:
+    """The checks that every method for continuous actions shares."""
+    require_kind(name, "continuous", spec)
+    require(config.lr > 0, f"lr must be positive, not {config.lr}.")
+    require(config.grad_clip > 0, f"grad_clip must be positive, not {config.grad_clip}.")
+    require(config.batch_size >= 2, f"batch_size must be at least 2, not {config.batch_size}.")
+    sensible = len(config.hidden) > 0 and min(config.hidden) > 0
+    require(sensible, f"hidden must hold positive widths, not {config.hidden}.")
+
+
+def validate_actor_critic(name: str, config: Any, spec: TaskSpec) -> None:
+    """The checks that every actor-critic for continuous actions shares."""
+    validate_learner(name, config, spec)
+    require(0 <= config.gamma <= 1, f"gamma must lie in [0, 1], not {config.gamma}.")
+    require(0 < config.tau <= 1, f"tau must lie in (0, 1], not {config.tau}.")
 
 
 def require(condition: bool, message: str) -> None:

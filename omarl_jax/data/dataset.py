@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
+from omarl_jax.errors import UserError
 from omarl_jax.types import Needs, Stats, Transition
 
 
@@ -110,12 +111,24 @@ def gather(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[Wind
 
     Returns:
         the device data, and the window of each dataset in it.
+
+    Raises:
+        UserError: if a dataset has no transitions of the wanted sort.
     """
-    rows = jax.tree.map(lambda *parts: jnp.concatenate(parts) if len(parts) > 1 else jnp.asarray(parts[0]), *(d.rows for d in datasets))
-    first_row, windows, index = 0, [], []
+
+    def joined(*parts: chex.Array) -> jax.Array:
+        return jnp.concatenate(parts) if len(parts) > 1 else jnp.asarray(parts[0])
+
+    rows = jax.tree.map(joined, *(dataset.rows for dataset in datasets))
+    first_row = 0
+    windows: list[Window] = []
+    index: list[np.ndarray] = []
     for dataset in datasets:
         part = dataset.index(needs.next_actions)
-        windows.append(Window(jnp.int32(sum(map(len, index))), jnp.int32(len(part))))
+        if len(part) == 0:
+            wanted = "that are followed by another action" if needs.next_actions else "at all"
+            raise UserError(f"A dataset of task '{dataset.spec.name}' has no transitions {wanted}.")
+        windows.append(Window(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
         index.append(part + np.int32(first_row))
         first_row += dataset.rows.obs.shape[0]
     return DeviceData(rows, jnp.asarray(np.concatenate(index))), windows

@@ -1,12 +1,14 @@
 """What the arrays of a dataset must look like: the check of a finished dataset, and the builder that lays them out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax.data.dataset import Dataset, Rows
 from omarl_jax.errors import UserError
+
+Field = np.ndarray | Sequence[np.ndarray]
 
 _TOLERANCE = 1e-6  # of continuous actions around [-1, 1]: float32 rounding of a squashed policy
 
@@ -50,7 +52,7 @@ def validate_shapes(dataset: Dataset) -> None:
         array = getattr(rows, name)
         if array is None:
             continue
-        expected = (rows.closing.shape[0] if rows.closing.ndim else 0, *shape)
+        expected = (*rows.obs.shape[:1], *shape)
         if array.shape != expected:
             raise UserError(
                 f"The dataset's {name} has shape {array.shape}, but task '{spec.name}' and the number of rows need "
@@ -67,8 +69,7 @@ def validate(dataset: Dataset) -> None:
     end terminal or truncated, or else a forgotten flag would let methods bootstrap beyond the end of the task.
 
     Raises:
-        UserError: for the first mistake found, with field, row and value (places count from 0; those after the row
-            are the agent and the dimension).
+        UserError: for the first mistake found, with field, row, [agent, dimension] and value; all count from 0.
     """
     validate_shapes(dataset)
     rows = Rows(*(None if array is None else np.asarray(array) for array in dataset.rows))
@@ -78,14 +79,15 @@ def validate(dataset: Dataset) -> None:
 
     starts = np.append(True, closing[:-1])  # (M,) whether an episode begins with the row
     ends = ~closing & np.append(closing[1:], True)  # (M,) whether the row is the last transition of its episode
-    over = rows.terminal.all(axis=1) | rows.truncated
+    final = np.arange(len(closing)) == len(closing) - 1
     _refuse("closing", closing, starts & closing, "it closes an episode that has no step")
-    _refuse("closing", closing[-1:], ~closing[-1:], "the last row must close the last episode", len(closing) - 1)
-    for name in ("truncated", "terminal"):
-        flag = getattr(rows, name)
-        _refuse(name, flag, _rowwise(closing, flag) & flag, "a closing row is no step")
-    _refuse("truncated", rows.truncated, rows.truncated & ~ends & ~closing, "the next row must close the episode")
-    _refuse("terminal", rows.terminal, _rowwise(over & ~ends & ~closing, rows.terminal), "the next row must close the episode")
+    _refuse("closing", closing, final & ~closing, "the last row must close the last episode")
+    for name in ("terminal", "truncated", "rewards", "actions"):
+        array = getattr(rows, name)
+        _refuse(name, array, _rowwise(closing, array) & (array != 0), "it must be 0 in a closing row")
+    _refuse("truncated", rows.truncated, rows.truncated & ~ends, "the next row must close the episode")
+    finished = _rowwise(rows.terminal.all(axis=1) & ~ends, rows.terminal)
+    _refuse("terminal", rows.terminal, finished, "all agents ended, so the next row must close the episode")
     unended = ends & ~starts & ~rows.terminal.any(axis=1) & ~rows.truncated
     _refuse("truncated", rows.truncated, unended, "an episode ends here that is not terminal either")
 
@@ -93,9 +95,6 @@ def validate(dataset: Dataset) -> None:
         array = getattr(rows, name)
         if array is not None and array.dtype == np.float32:
             _refuse(name, array, ~np.isfinite(array), "it must be finite")
-    for name in ("rewards", "actions"):
-        array = getattr(rows, name)
-        _refuse(name, array, _rowwise(closing, array) & (array != 0), "it must be 0 in a closing row")
     if spec.kind == "continuous":
         _refuse("actions", rows.actions, np.abs(rows.actions) > 1 + _TOLERANCE, "it must lie in [-1, 1]")
         return
@@ -108,18 +107,18 @@ def validate(dataset: Dataset) -> None:
 
 def from_episodes(
     spec: TaskSpec,
-    obs: np.ndarray | Sequence[np.ndarray],
-    actions: np.ndarray | Sequence[np.ndarray],
-    rewards: np.ndarray | Sequence[np.ndarray],
-    terminal: np.ndarray | Sequence[np.ndarray],
-    truncated: np.ndarray | Sequence[np.ndarray],
-    last_obs: np.ndarray | Sequence[np.ndarray],
+    obs: Field,
+    actions: Field,
+    rewards: Field,
+    terminal: Field,
+    truncated: Field,
+    last_obs: Field,
     *,
     lengths: np.ndarray | None = None,
-    state: np.ndarray | Sequence[np.ndarray] | None = None,
-    last_state: np.ndarray | Sequence[np.ndarray] | None = None,
-    action_mask: np.ndarray | Sequence[np.ndarray] | None = None,
-    last_action_mask: np.ndarray | Sequence[np.ndarray] | None = None,
+    state: Field | None = None,
+    last_state: Field | None = None,
+    action_mask: Field | None = None,
+    last_action_mask: Field | None = None,
 ) -> Rows:
     """Lays out episodes as `Rows`, in one of three ways.
 
@@ -154,35 +153,20 @@ def from_episodes(
     lengths = np.asarray(lengths)
     if lengths.size == 0 or (lengths < 1).any():
         raise UserError(f"There must be episodes for task '{spec.name}', and each must have a step.")
-    closing = np.zeros(int(lengths.sum()) + len(lengths), dtype=np.bool_)
+    steps_in_all = int(lengths.sum())
+    closing = np.zeros(steps_in_all + len(lengths), dtype=np.bool_)
     closing[np.cumsum(lengths + 1) - 1] = True
     fields = layout(spec)
 
-    def fit(name: str, values: np.ndarray | Sequence[np.ndarray], prefix: str = "") -> np.ndarray:
-        dtype, shape = fields[name]
-        try:
-            if not prefix and isinstance(values, list | tuple):
-                if [len(episode) for episode in values] != lengths.tolist():
-                    raise UserError(f"The episodes of {name} and obs have different numbers of steps.")
-                values = np.concatenate(values)
-            array = np.asarray(values)
-        except (ValueError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"The episodes of {prefix}{name} have different shapes.") from error
-        expected = (len(lengths) if prefix else int(lengths.sum()), *shape)
-        if array.shape != expected:
-            raise UserError(f"{prefix}{name} has shape {array.shape}, but task '{spec.name}' needs {expected}.")
-        if not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise UserError(f"{prefix}{name} has dtype {array.dtype}, which cannot stand for {dtype}.")
-        return array
-
-    def lay(name: str, steps: np.ndarray | Sequence[np.ndarray], last: np.ndarray | Sequence[np.ndarray] | None = None) -> np.ndarray:
-        dtype, shape = fields[name]
+    def lay(field: str, steps: Field, last: Field | None = None) -> np.ndarray:
+        dtype, shape = fields[field]
         rows = np.zeros((len(closing), *shape), dtype)
-        rows[~closing] = fit(name, steps)
+        listed = isinstance(steps, list | tuple)
+        if listed and [len(episode) for episode in steps] != lengths.tolist():
+            raise UserError(f"The episodes of {field} and of obs have different numbers of steps.")
+        rows[~closing] = _fitting(field, steps, np.concatenate if listed else np.asarray, dtype, (steps_in_all, *shape))
         if last is not None:
-            rows[closing] = fit(name, last, "last_")
+            rows[closing] = _fitting(f"last_{field}", last, np.asarray, dtype, (len(lengths), *shape))
         return rows
 
     if spec.state_is_obs:
@@ -208,9 +192,24 @@ def _rowwise(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.broadcast_to(rows.reshape(-1, *[1] * (like.ndim - 1)), like.shape)
 
 
-def _refuse(field: str, values: np.ndarray, bad: np.ndarray, why: str, first_row: int = 0) -> None:
+def _fitting(
+    argument: str, values: Field, join: Callable[[Field], np.ndarray], dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The values as one array, if shape and dtype allow it."""
+    try:
+        array = join(values)
+    except ValueError as error:
+        raise UserError(f"The episodes of {argument} differ in the shape of a step.") from error
+    if array.shape != shape:
+        raise UserError(f"{argument} has shape {array.shape}, but the task and the episodes need {shape}.")
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise UserError(f"{argument} has dtype {array.dtype}, which does not convert to {dtype}.")
+    return array
+
+
+def _refuse(field: str, values: np.ndarray, bad: np.ndarray, why: str) -> None:
     """Raises for the first value that is bad, if any is."""
     if bad.any():
         row, *place = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
-        at = f" at {tuple(place)}" if len(place) > 1 else f" for agent {place[0]}" if place else ""
-        raise UserError(f"Row {first_row + row} of {field} holds {values[(row, *place)]}{at}: {why}.")
+        at = f" at {place}" if place else ""
+        raise UserError(f"Row {row} of the dataset's {field} holds {values[(row, *place)]!s}{at}: {why}.")

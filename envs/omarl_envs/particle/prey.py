@@ -49,21 +49,24 @@ def load_prey(path: str | pathlib.Path, obs_dim: int) -> Prey:
         obs_dim: the length of the prey's observation, 14 in tag and 22 in world.
 
     Raises:
-        ValueError: if the file is not such an archive or the network does not fit.
+        ValueError: if the file is not such an archive, or the network does not fit or has impossible numbers.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             prey = Prey(**{name: archive[name].astype(np.float32) for name in Prey._fields})
     except FileNotFoundError:
         raise ValueError(f"There is no prey file '{path}'.") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"'{path}' is not a prey network ({error}).") from None
-    sizes = {name: array.shape for name, array in prey._asdict().items()}
-    hidden = prey.w1.shape[-1]
+    except Exception as error:  # a damaged archive can raise nearly anything
+        names = ", ".join(Prey._fields)
+        raise ValueError(f"'{path}' is not a prey network, an .npz with the arrays {names}.") from error
+    hidden = prey.b1.size
     expected: dict[str, tuple[int, ...]] = dict.fromkeys(("bn_scale", "bn_bias", "bn_mean", "bn_var"), (obs_dim,))
     expected |= {"w1": (obs_dim, hidden), "w2": (hidden, hidden), "w3": (hidden, 2)}
     expected |= {"b1": (hidden,), "b2": (hidden,), "b3": (2,)}
-    for name, shape in expected.items():
-        if sizes[name] != shape:
-            raise ValueError(f"The prey in '{path}' does not fit: '{name}' has shape {sizes[name]}, not {shape}.")
+    for name, array in prey._asdict().items():
+        if array.shape != expected[name]:
+            fit = f"'{name}' has shape {array.shape}, not {expected[name]}"
+            raise ValueError(f"The prey in '{path}' does not fit: {fit}.")
+        if not np.isfinite(array).all() or (name == "bn_var" and (array < 0.0).any()):
+            raise ValueError(f"The prey in '{path}' is damaged: '{name}' has impossible numbers.")
     return prey

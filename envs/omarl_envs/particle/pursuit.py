@@ -208,7 +208,7 @@ class Pursuit(MultiAgentEnv[State]):
         scenario, position, velocity = self.scenario, np.asarray(state.position), np.asarray(state.velocity)
         kinds = [
             (scenario.n_obstacles, scenario.obstacle_radius, rendering.GREY, 1.0),
-            (scenario.n_food, scenario.food_radius, rendering.YELLOW, 1.0),
+            (scenario.n_food, scenario.food_radius, rendering.GOLD, 1.0),
             (scenario.n_forests, scenario.forest_radius, rendering.GREEN, 0.25),
         ]
         styles = [style for count, *style in kinds for _ in range(count)]

@@ -81,7 +81,10 @@ class Spread(MultiAgentEnv[State]):
         return Observation(agents_view, agents_view.reshape(-1))
 
     def render(self, state: State) -> np.ndarray:
-        """Agents, outlined red where they touch, and landmarks, golden where they pay most: (H, W, 3) uint8."""
+        """Agents, outlined red where they touch, and landmarks, golden where they pay most: (H, W, 3) uint8.
+
+        The halo of a landmark shows how near the centre of an agent has to be for that.
+        """
         from omarl_envs import rendering
 
         agents, landmarks = np.asarray(state.position), np.asarray(state.landmarks)
@@ -93,7 +96,8 @@ class Spread(MultiAgentEnv[State]):
         for agent, velocity, touches in zip(agents, np.asarray(state.velocity), touching, strict=True):
             picture.mover(agent, velocity, AGENT_RADIUS, rendering.BLUE, rendering.RED if touches else None)
         for landmark, is_covered in zip(landmarks, covered, strict=True):
-            picture.disc(landmark, LANDMARK_RADIUS, rendering.YELLOW if is_covered else rendering.INK, edge="white")
+            picture.disc(landmark, 1.0 / MAX_COVER, rendering.GOLD if is_covered else rendering.GREY)
+            picture.disc(landmark, LANDMARK_RADIUS, rendering.INK)
         return picture.image()
 
 

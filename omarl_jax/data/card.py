@@ -1,0 +1,291 @@
+"""The card of a dataset: what is in it, as numbers, as a page of Markdown and as a picture."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from omarl_envs.spec import ScoreReference, TaskSpec
+
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.storage import content_hash
+from omarl_jax.errors import UserError
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
+_BINS = 30
+_ACTION_BINS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """Numbers summed up.
+
+    Attributes:
+        mean, std, min, max: the standard deviation is that of the numbers themselves (divisor n).
+        quantiles: at `QUANTILES`.
+        counts: (bins,) how many numbers lie in each bin.
+        edges: (bins + 1,) the bounds of the bins.
+    """
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    quantiles: list[float]
+    counts: list[int]
+    edges: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What there is to know of a dataset before learning from it; plain values, so `dataclasses.asdict` is JSON.
+
+    Attributes:
+        spec: the task.
+        recipe, behaviour, seed, comparable: from the metadata; None where unknown.
+        content_hash: identifies the arrays.
+        transitions: V.
+        episodes: E.
+        memory: bytes of all rows.
+        ordered: whether transitions form episodes; if not, each is an episode of its own.
+        returns: of the episodes: the sum over time of the mean reward of the agents.
+        reference: returns between which scores are normalised, or None where unknown.
+        score: the normalised mean return; None without reference or order.
+        agent_rewards: (N,) mean reward of a transition.
+        step_rewards: (T,) mean over agents, and over the episodes that last so long, of the t-th reward.
+        lengths: steps of the episodes.
+        terminal: transitions that are terminal for an agent or more.
+        truncated: transitions that are truncated.
+        action_counts: continuous: (N, A, bins) counts in bins of equal width over [-1, 1]; discrete: (N, A) counts.
+        saturated: (N, A) share of |a| > `SATURATED`; None for discrete actions.
+        obs_min, obs_max: (N, O) range of the observations, last ones included.
+    """
+
+    spec: TaskSpec
+    recipe: Any
+    behaviour: Any
+    seed: Any
+    comparable: Any
+    content_hash: str
+    transitions: int
+    episodes: int
+    memory: int
+    ordered: bool
+    returns: Distribution
+    reference: ScoreReference | None
+    score: float | None
+    agent_rewards: list[float]
+    step_rewards: list[float]
+    lengths: Distribution
+    terminal: int
+    truncated: int
+    action_counts: list[list[list[int]]] | list[list[int]]
+    saturated: list[list[float]] | None
+    obs_min: list[list[float]]
+    obs_max: list[list[float]]
+
+    def markdown(self) -> str:
+        """The card as a page; it shows `card.png`, which `write` puts beside it."""
+        spec, returns, lengths = self.spec, self.returns, self.lengths
+        score = "unknown" if self.score is None else f"{self.score:.1f}"
+        if self.reference is None:
+            reference = "none"
+        else:
+            random, expert, source = self.reference
+            reference = f"0 is a return of {random:g}, 100 one of {expert:g} ({source})"
+        facts = [
+            ("recipe", self.recipe),
+            ("behaviour", self.behaviour),
+            ("seed", self.seed),
+            ("comparable with published numbers", {True: "yes", False: "no"}.get(self.comparable, self.comparable)),
+            ("agents, observation, state", f"{spec.n_agents}, {spec.obs_dim}, {spec.state_dim}"),
+            ("actions", f"{spec.kind}, {spec.action_dim}"),
+            ("transitions", f"{self.transitions:,}"),
+            ("episodes", f"{self.episodes:,}" if self.ordered else "no order: each transition stands alone"),
+            ("terminal transitions", f"{self.terminal:,}"),
+            ("truncated transitions", f"{self.truncated:,}"),
+            ("normalised mean score", score),
+            ("score reference", reference),
+            ("memory", f"{self.memory / 2**20:.1f} MiB"),
+            ("content hash", f"`{self.content_hash}`"),
+        ]
+        columns = ["mean", "sd", "min", *(f"{100 * q:g} %" for q in QUANTILES), "max"]
+        spread = [
+            [name, *(f"{x:.4g}" for x in (d.mean, d.std, d.min, *d.quantiles, d.max))]
+            for name, d in ((_return_name(self), returns), ("episode length", lengths))
+        ]
+        agents = [
+            [str(n), f"{self.agent_rewards[n]:.4g}", f"{min(self.obs_min[n]):.4g}", f"{max(self.obs_max[n]):.4g}"]
+            for n in range(spec.n_agents)
+        ]
+        if self.saturated is None:
+            totals = np.sum(self.action_counts, axis=1)
+            actions = [
+                [str(n), *(f"{100 * count / totals[n]:.1f} %" for count in counts)]
+                for n, counts in enumerate(np.asarray(self.action_counts))
+            ]
+            heading, kind = "Share of each action", "action"
+        else:
+            actions = [[str(n), *(f"{100 * x:.1f} %" for x in shares)] for n, shares in enumerate(self.saturated)]
+            heading, kind = f"Share of |a| > {SATURATED}", "dimension"
+        return "\n\n".join(
+            [
+                f"# {spec.name}: {_text(self.recipe)}",
+                _table(["", ""], [[name, _text(value)] for name, value in facts]),
+                "![returns, actions, episode lengths and rewards](card.png)",
+                "## Distributions",
+                _table(["", *columns], spread),
+                "## Agents",
+                _table(["agent", "mean reward", "smallest observation", "largest observation"], agents),
+                f"## {heading}",
+                _table(["agent", *(f"{kind} {a}" for a in range(spec.action_dim))], actions) + "\n",
+            ]
+        )
+
+
+def card(dataset: Dataset) -> Card:
+    """Sums up a (valid) dataset."""
+    spec, rows, metadata = dataset.spec, dataset.rows, dataset.metadata
+    transition = dataset.index()  # (V,)
+    ends = np.flatnonzero(np.asarray(rows.closing))  # (E,)
+    lengths = np.diff(ends, prepend=-1) - 1
+    ordered = bool(lengths.max() > 1) or spec.episode_length == 1
+    rewards = np.asarray(rows.rewards)[transition].astype(np.float64)  # (V, N)
+    actions = np.asarray(rows.actions)[transition]  # (V, N) or (V, N, A)
+    step = np.arange(len(transition)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (V,) time in the episode
+    returns = dataset.episode_returns()
+    reference = None
+    if metadata.get("random") is not None and metadata.get("expert") is not None:
+        source = metadata.get("reference_source") or "source unknown"
+        reference = ScoreReference(float(metadata["random"]), float(metadata["expert"]), str(source))
+    saturated = None
+    if spec.kind == "discrete":
+        counts = (actions[..., None] == np.arange(spec.action_dim)).sum(axis=0)  # (N, A)
+    else:
+        saturated = (np.abs(actions) > SATURATED).mean(axis=0).tolist()
+        bins = np.clip(((actions + 1) / 2 * _ACTION_BINS).astype(np.int64), 0, _ACTION_BINS - 1)  # (V, N, A)
+        counts = np.stack([(bins == b).sum(axis=0) for b in range(_ACTION_BINS)], axis=-1)  # (N, A, bins)
+    return Card(
+        spec=spec,
+        recipe=metadata.get("recipe"),
+        behaviour=metadata.get("behaviour"),
+        seed=metadata.get("seed"),
+        comparable=metadata.get("comparable"),
+        content_hash=content_hash(dataset),
+        transitions=len(transition),
+        episodes=len(ends),
+        memory=sum(array.nbytes for array in rows if array is not None),
+        ordered=ordered,
+        returns=_distribution(returns, _BINS),
+        reference=reference,
+        score=reference.normalise(float(returns.mean())) if reference and ordered else None,
+        agent_rewards=rewards.mean(axis=0).tolist(),
+        step_rewards=(np.bincount(step, rewards.mean(axis=1)) / np.bincount(step)).tolist(),
+        lengths=_distribution(lengths, _whole_bins(lengths)),
+        terminal=int(np.asarray(rows.terminal).any(axis=1).sum()),
+        truncated=int(np.asarray(rows.truncated).sum()),
+        action_counts=counts.tolist(),
+        saturated=saturated,
+        obs_min=np.asarray(rows.obs).min(axis=0).tolist(),
+        obs_max=np.asarray(rows.obs).max(axis=0).tolist(),
+    )
+
+
+def draw(card: Card) -> Figure:
+    """The picture of a card: returns and actions and, if there are episodes, their lengths and rewards over time."""
+    figure = Figure(figsize=(10, 7 if card.ordered else 3.6), layout="constrained")
+    figure.suptitle(f"{card.spec.name}: {_text(card.recipe)}, {card.transitions:,} transitions")
+    first, second, *others = figure.subplots(2 if card.ordered else 1, 2).flat
+
+    first.stairs(card.returns.counts, card.returns.edges, fill=True, alpha=0.8)
+    first.axvline(card.returns.mean, color="black")
+    first.set(xlabel=f"{_return_name(card)} (line: mean {card.returns.mean:.4g})")
+    first.set(ylabel="episodes" if card.ordered else "transitions")
+
+    counts = np.asarray(card.action_counts)
+    if card.saturated is None:
+        names = [f"{n}" for n in range(counts.shape[0])]
+        edges = np.arange(card.spec.action_dim + 1) - 0.5
+        second.set(xlabel="action", ylabel="agent")
+    else:
+        names = [f"{n}.{a}" for n in range(counts.shape[0]) for a in range(counts.shape[1])]
+        counts = counts.reshape(len(names), -1)  # (N A, bins)
+        edges = np.linspace(-1, 1, counts.shape[1] + 1)
+        second.set(xlabel="action", ylabel="agent.dimension", xticks=[-1, -0.5, 0, 0.5, 1])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mesh = second.pcolormesh(edges, np.arange(len(names) + 1) - 0.5, 100 * shares, vmin=0)
+    shown = np.arange(0, len(names), 1 + (len(names) - 1) // 16)  # as many labels as there is room for
+    second.set_yticks(shown, [names[i] for i in shown])
+    second.invert_yaxis()
+    figure.colorbar(mesh, ax=second, label="% of the agent's actions")
+
+    if card.ordered:
+        third, fourth = others
+        # The line keeps a single length visible beside a long time limit.
+        third.stairs(card.lengths.counts, card.lengths.edges, fill=True, alpha=0.8, edgecolor="C0", linewidth=1.5)
+        longest = 1.05 * max(card.lengths.edges[-1], card.spec.episode_length)
+        third.set(xlabel="episode length", ylabel="episodes", xlim=(0, longest))
+        fourth.plot(card.step_rewards, marker="." if len(card.step_rewards) <= 50 else None)
+        fourth.set(xlabel="step of the episode", ylabel="mean reward of the agents")
+    return figure
+
+
+def write(card: Card, folder: str | Path) -> None:
+    """Writes `card.md` and `card.png` into a folder, which is made if there is none.
+
+    Raises:
+        UserError: if they cannot be written; what stood there before is then still there.
+    """
+    folder = Path(folder)
+    figure = draw(card)
+
+    def replace(name: str, put: Callable[[Path], Any]) -> None:
+        partial = folder / f".{name}"
+        try:
+            put(partial)
+            os.replace(partial, folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace("card.png", lambda path: figure.savefig(path, format="png", dpi=120))
+        replace("card.md", lambda path: path.write_text(card.markdown(), encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The card cannot be written to {folder}: {error.strerror or error}.") from error
+
+
+def _distribution(values: np.ndarray, bins: int | np.ndarray) -> Distribution:
+    counts, edges = np.histogram(values, bins)
+    return Distribution(
+        mean=float(values.mean()),
+        std=float(values.std()),
+        min=float(values.min()),
+        max=float(values.max()),
+        quantiles=np.quantile(values, QUANTILES).tolist(),
+        counts=counts.tolist(),
+        edges=edges.tolist(),
+    )
+
+
+def _whole_bins(values: np.ndarray) -> np.ndarray:
+    """Edges of at most `_BINS` bins that hold equally many whole numbers each."""
+    width = int(np.ptp(values)) // _BINS + 1
+    return np.arange(values.min(), values.max() + width + 1, width) - 0.5
+
+
+def _return_name(card: Card) -> str:
+    return "episode return" if card.ordered else "reward of a transition"
+
+
+def _text(value: Any) -> str:
+    return "unknown" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,178 @@
+"""The pictures of a report, as matplotlib figures that need no display.
+
+Every function takes `methods`, all methods of the report in one order, since the place in it decides a method's colour:
+so a method looks the same in every picture.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from omarl_jax import statistics
+
+_SMALL = 8  # points
+_GREY = "0.35"
+_COLOURS = [f"C{i}" for i in range(10) if i != 7]  # C7 is grey, and so are the lines of the data
+
+
+class Curve(NamedTuple):
+    """How the runs of one method did during training.
+
+    Attributes:
+        rounds: (E,) rounds of training.
+        values: (E, runs) mean return or score of each evaluation.
+    """
+
+    rounds: np.ndarray
+    values: np.ndarray
+
+
+class Panel(NamedTuple):
+    """One axes of a figure of learning curves.
+
+    Attributes:
+        title: usually the dataset.
+        curves: by method.
+        levels: label -> (value, method whose colour it takes, or None): thin horizontal lines.
+    """
+
+    title: str
+    curves: Mapping[str, Curve]
+    levels: Mapping[str, tuple[float, str | None]]
+
+
+def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
+    """Mean and 95 % bootstrap interval over runs against rounds, one panel per dataset."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns if columns > 1 else 7, 3.0 * rows + 0.4), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set_title(panel.title, loc="left")
+        for method, curve in panel.curves.items():
+            centre = statistics.mean({panel.title: curve.values})
+            axes.plot(curve.rounds, centre, label=method, **_style(methods, method))
+            low, high = statistics.bootstrap_interval(statistics.mean, {panel.title: curve.values}, resamples=2000)
+            axes.fill_between(curve.rounds, low, high, color=_colour(methods, method), alpha=0.15, linewidth=0)
+        for value, of in panel.levels.values():
+            axes.axhline(value, color=_GREY if of is None else _colour(methods, of), linewidth=0.8, linestyle=":")
+    figure.supxlabel("rounds", size="medium")
+    figure.supylabel(ylabel, size="medium")
+    _legend(figure, methods)
+    figure.draw_without_rendering()  # fixes the height of the axes, which decides how far labels must lie apart
+    for axes, panel in zip(grid, panels, strict=False):
+        _label_levels(axes, panel.levels, methods)
+    return figure
+
+
+def performance_profiles(scores: Mapping[str, statistics.Scores], methods: Sequence[str]) -> Figure:
+    """The share of runs above each score, with pointwise 95 % bootstrap intervals, one line per method.
+
+    Args:
+        scores: method -> task -> (runs,), the same tasks for every method.
+        methods: all methods of the report.
+    """
+    pooled = np.concatenate([values for method in scores.values() for values in method.values()])
+    margin = 0.03 * np.ptp(pooled)
+    thresholds = np.linspace(pooled.min() - margin, pooled.max() + margin, 121)
+
+    def profile(scores: statistics.Scores) -> np.ndarray:
+        return statistics.performance_profile(scores, thresholds)
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for method, tasks in scores.items():
+        axes.plot(thresholds, profile(tasks), label=method, **_style(methods, method))
+        low, high = statistics.bootstrap_interval(profile, tasks, resamples=2000)
+        axes.fill_between(thresholds, low, high, color=_colour(methods, method), alpha=0.15, linewidth=0)
+    axes.set(xlabel="score τ", ylabel="share of runs above τ", ylim=(-0.02, 1.02))
+    _legend(figure, methods)
+    return figure
+
+
+def returns_histogram(
+    returns: Mapping[str, np.ndarray], methods: Sequence[str], xlabel: str, xi: float = 0.1, level: float | None = None
+) -> Figure:
+    """How the returns of single episodes are spread, one row per method, with their mean and lower tail.
+
+    Args:
+        returns: method -> (episodes,).
+        methods: all methods of the report.
+        xlabel: what a return is measured in.
+        xi: the risk level of the CVaR that is marked.
+        level: the mean of the data, marked in every row.
+    """
+    bins = np.histogram_bin_edges(np.concatenate(list(returns.values())), bins=60)
+    figure = Figure(figsize=(7, 0.75 * len(returns) + 1.1), layout="constrained")
+    rows = figure.subplots(len(returns), sharex=True, squeeze=False)[:, 0]
+    for axes, (method, episodes) in zip(rows, returns.items(), strict=True):
+        share, _ = np.histogram(episodes, bins, weights=np.full(len(episodes), 1 / len(episodes)))
+        axes.stairs(share, bins, fill=True, color=_colour(methods, method), alpha=0.35)
+        axes.axvline(episodes.mean(), color=_colour(methods, method))
+        axes.axvline(statistics.cvar(episodes, xi), color=_colour(methods, method), linestyle="--")
+        if level is not None:
+            axes.axvline(level, color=_GREY, linewidth=0.8, linestyle=":")
+        axes.set_ylabel(method, rotation=0, ha="right", va="center")
+        axes.set_yticks([])
+        axes.spines[["left", "top", "right"]].set_visible(False)
+    rows[-1].set_xlabel(xlabel)
+    lines = [
+        Line2D([], [], color=_GREY, label="mean"),
+        Line2D([], [], color=_GREY, linestyle="--", label=f"mean of the lowest {100 * xi:g} %"),
+    ]
+    if level is not None:
+        lines.append(Line2D([], [], color=_GREY, linewidth=0.8, linestyle=":", label="mean of the data"))
+    figure.legend(handles=lines, loc="outside upper right", ncols=3, frameon=False, fontsize=_SMALL)
+    return figure
+
+
+def _colour(methods: Sequence[str], method: str) -> str:
+    return _COLOURS[methods.index(method) % len(_COLOURS)]
+
+
+def _style(methods: Sequence[str], method: str) -> dict[str, Any]:
+    """When the colours are used up they come again, dashed."""
+    lap = methods.index(method) // len(_COLOURS)
+    return {"color": _colour(methods, method), "linestyle": ["-", "--", "-.", ":"][lap % 4]}
+
+
+def _label_levels(axes: Axes, levels: Mapping[str, tuple[float, str | None]], methods: Sequence[str]) -> None:
+    """Writes labels right of the axes, each at its value; those of values that lie close move apart."""
+    ordered = sorted(levels.items(), key=lambda item: item[1][0])
+    bottom, top = axes.get_ylim()
+    gap = 1.2 * _SMALL * axes.figure.dpi / 72 / axes.bbox.height  # a line of text, in parts of the axes
+    places = [(value - bottom) / (top - bottom) for _, (value, _) in ordered]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], 1 - gap * (len(places) - 1 - i))
+    for (label, (value, of)), place in zip(ordered, places, strict=True):
+        text = f"{label} {value:.0f}" if abs(value) >= 1000 else f"{label} {value:.1f}"
+        colour = _GREY if of is None else _colour(methods, of)
+        axes.text(1.02, place, text, color=colour, size=_SMALL, va="center", transform=axes.transAxes)
+
+
+def _legend(figure: Figure, methods: Sequence[str]) -> None:
+    """One legend above the figure, in the order of `methods`, for those that it shows."""
+    drawn: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        drawn |= zip(labels, handles, strict=True)
+    shown = [method for method in methods if method in drawn]
+    entry = 0.6 * _SMALL * max(map(len, shown)) + 5 * _SMALL  # points: the text, the line before it and the gaps
+    columns = max(1, min(len(shown), int(72 * figure.get_figwidth() / entry)))
+    figure.set_figheight(figure.get_figheight() + 1.6 * _SMALL / 72 * -(-len(shown) // columns))
+    figure.legend(
+        [drawn[method] for method in shown],
+        shown,
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        fontsize=_SMALL,
+    )

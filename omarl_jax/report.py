@@ -1,0 +1,637 @@
+"""From finished runs to tables and pictures that can be trusted.
+
+The headline of a run is its last policy, never its best one: to pick that by its returns is to look at the answer.
+"""
+
+import base64
+import csv
+import dataclasses
+import functools
+import html
+import itertools
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from matplotlib.figure import Figure
+from omarl_envs.spec import ScoreReference
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from omarl_jax import plotting, published, statistics
+from omarl_jax.errors import UserError
+
+CVAR_LEVEL = 0.1
+BASELINES = ("bc", "cql")
+_QUALITIES = ("random", "medium-replay", "medium", "medium-expert", "expert")
+_DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
+_RAW = "‡ raw returns, since no reference returns are known to normalise with."
+_NOTHING = "\u2013"  # an en dash, where there is no number
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run, as its folder tells it.
+
+    Attributes:
+        folder: where it lies.
+        algorithm: the method, or its variant where `config.json` names one (`omar_cem`).
+        task, dataset, seed, data_seed, rounds, config, config_hash, data: as in `config.json`.
+        reference: returns to normalise with, or None.
+        evaluations: (E,) rounds after which the policy was evaluated.
+        returns: (E, episodes) raw returns.
+        final_returns: (episodes,) raw returns of the last policy.
+        final_metrics: name -> (episodes,) task metrics of the last policy.
+        record: `run.json`: status, versions, device, seconds …
+        failure: why the run counts for nothing, or None.
+    """
+
+    folder: Path
+    algorithm: str
+    task: str
+    dataset: str
+    seed: int
+    data_seed: int
+    rounds: int
+    config: dict[str, Any]
+    config_hash: str
+    data: dict[str, Any]
+    reference: ScoreReference | None
+    evaluations: np.ndarray
+    returns: np.ndarray
+    final_returns: np.ndarray
+    final_metrics: dict[str, np.ndarray]
+    record: dict[str, Any]
+    failure: str | None
+
+    def scores(self, returns: np.ndarray) -> np.ndarray:
+        """Normalised scores of raw returns, or the returns themselves where no reference is known."""
+        return returns if self.reference is None else self.reference.normalise(returns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The runs of one method with one config on one dataset. Diverged runs are counted, and otherwise left out.
+
+    Attributes:
+        task, dataset, algorithm, config_hash: what the runs have in common.
+        differs: hyperparameters in which this row differs from others of the same task, dataset and algorithm.
+        runs: the runs that did not diverge.
+        started: the number of runs, with those that diverged.
+        normalised: whether numbers are scores or, without a reference, raw returns.
+        finals: (runs,) mean over episodes of the last policy of each run.
+        best: the best mean over episodes that each run reached during training, averaged over runs.
+        cvar: mean of the lowest 10 % of the episodes of the last policy of each run, averaged over runs.
+        interval: 95 % bootstrap interval of the IQM.
+        paper: what was published, or None.
+        data_mean: mean of the data, or None where unknown.
+        comparable: whether the data are those of the paper, or made the same way.
+        metrics: task metrics of the last policies, averaged over episodes and runs.
+    """
+
+    task: str
+    dataset: str
+    algorithm: str
+    config_hash: str
+    differs: dict[str, Any]
+    runs: list[Run]
+    started: int
+    normalised: bool
+    finals: np.ndarray
+    best: float
+    cvar: float
+    interval: statistics.Interval
+    paper: published.Published | None
+    data_mean: float | None
+    comparable: bool
+    metrics: dict[str, float]
+
+    @property
+    def method(self) -> str:
+        """The algorithm, with the hyperparameters that tell it from others in the same cell."""
+        if not self.differs:
+            return self.algorithm
+        return f"{self.algorithm} ({', '.join(f'{key}={_brief(value)}' for key, value in self.differs.items())})"
+
+    @property
+    def mean(self) -> float:
+        """The mean of the last policies over runs; NaN without runs."""
+        return float(self.finals.mean()) if self.runs else np.nan
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over runs; NaN of fewer than two."""
+        return float(self.finals.std(ddof=1)) if len(self.runs) > 1 else np.nan
+
+    @property
+    def iqm(self) -> float:
+        """The interquartile mean over runs; NaN without runs."""
+        return float(statistics.iqm({self.task: self.finals})) if self.runs else np.nan
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Reads all finished runs in a folder and below; those that are not finished are left out with a warning."""
+    if missing := unfinished(folder):
+        names = ", ".join(str(run.relative_to(folder)) for run in missing)
+        logging.getLogger(__name__).warning("Left out %d unfinished runs: %s", len(missing), names)
+    return [_read(path) for path in _run_folders(folder) if (path / "DONE").exists()]
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The folders of the runs in a folder and below that are still going on, or were stopped."""
+    return [path for path in _run_folders(folder) if not (path / "DONE").exists()]
+
+
+def table(runs: Sequence[Run]) -> list[Row]:
+    """Groups runs by task, dataset, algorithm and config, and sums each group up.
+
+    Raises:
+        UserError: two folders hold the same run.
+    """
+    # Runs that trained for another number of rounds are another method, whatever their config says.
+    groups = _grouped(runs, lambda run: (run.task, run.dataset, run.algorithm, run.config_hash, run.rounds))
+    cells = _grouped(groups.values(), lambda group: (group[0].task, group[0].dataset, group[0].algorithm))
+    rows = []
+    for cell in cells.values():
+        settings = [{"rounds": group[0].rounds, **group[0].config} for group in cell]
+        if any(
+            one == other for one, other in itertools.combinations(settings, 2)
+        ):  # then only the hash tells them apart
+            settings = [
+                setting | {"hash": group[0].config_hash[:8]} for group, setting in zip(cell, settings, strict=True)
+            ]
+        keys = list(dict.fromkeys(itertools.chain.from_iterable(settings)))
+        differing = [key for key in keys if any(other.get(key) != settings[0].get(key) for other in settings)]
+        rows += [
+            _row(group, {key: setting.get(key) for key in differing})
+            for group, setting in zip(cell, settings, strict=True)
+        ]
+    return sorted(rows, key=_order)
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Prints one table per task, with the footnotes it needs."""
+    for task, of_task in _grouped(rows, lambda row: row.task).items():
+        texts = [_texts(row) for row in of_task]
+        printed = Table(title=task, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in texts[0]:
+            printed.add_column(name, overflow="fold")  # in a narrow terminal too, rows stay distinguishable
+        for dataset in _grouped(zip(of_task, texts, strict=True), lambda pair: pair[0].dataset).values():
+            for _, cells in dataset:
+                printed.add_row(*map(Text, cells.values()))  # as it is: brackets in it are not markup
+            printed.add_section()
+        console.print(printed)
+    for note in _footnotes(rows):
+        console.print(note)
+
+
+def write_report(runs: Sequence[Run], out_dir: Path, still_running: Sequence[Path] = ()) -> dict[str, Path]:
+    """Writes tables, pictures and one page that holds them all.
+
+    Args:
+        runs: finished runs.
+        out_dir: the folder to write to; made if it is not there.
+        still_running: folders of runs that are not finished, to be listed.
+
+    Returns:
+        name -> file: `report`, `table.md`, `table.csv`, and one per picture.
+    """
+    if not runs:
+        raise UserError("There is no finished run to report on.")
+    rows = table(runs)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    figures = _figures(rows)
+    paths = {name: out_dir / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        figure.savefig(paths[name], dpi=150)
+    paths |= {"table.md": out_dir / "table.md", "table.csv": out_dir / "table.csv", "report": out_dir / "report.html"}
+    paths["table.md"].write_text(_markdown(rows), encoding="utf-8")
+    _write_csv(rows, paths["table.csv"])
+    paths["report"].write_text(_page(runs, rows, paths, still_running), encoding="utf-8")
+    return paths
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{folder}'.")
+    return sorted(config.parent for config in folder.rglob("config.json"))
+
+
+def _read(folder: Path) -> Run:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        with np.load(folder / "evaluations.npz") as file:
+            arrays = dict(file)
+        return Run(
+            folder=folder,
+            algorithm=config.get("variant") or config["algorithm"],
+            **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
+            **{name: config[name] for name in ("config", "config_hash", "data")},
+            reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
+            evaluations=arrays["rounds"],
+            returns=arrays["returns"],
+            final_returns=arrays["final_returns"],
+            final_metrics={
+                name.removeprefix("final_"): values
+                for name, values in arrays.items()
+                if name.startswith("final_") and name != "final_returns"
+            },
+            record=record,
+            failure=_failure(record, arrays),
+        )
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"The run in '{folder}' cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str | None:
+    if record["status"] == "diverged":
+        return f"diverged at round {record['diverged_at']}: {record.get('reason') or 'no reason given'}"
+    if arrays["final_returns"].size == 0:
+        return "the last policy was not evaluated"
+    if not all(np.isfinite(arrays[name]).all() for name in ("returns", "final_returns")):
+        return "returns are not finite"
+    return None
+
+
+def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
+    first = group[0]
+    for same in _grouped(group, lambda run: (run.seed, run.data_seed)).values():
+        if len(same) > 1:
+            raise UserError(f"The same run lies in '{same[0].folder}' and in '{same[1].folder}': leave one out.")
+    runs = [run for run in group if run.failure is None]
+    normalised = all(run.reference is not None for run in group)
+    comparable = all(run.data.get("comparable", False) for run in group)
+
+    def unit(run: Run, returns: np.ndarray) -> np.ndarray:
+        return run.scores(returns) if normalised else returns
+
+    finals = np.array([unit(run, run.final_returns).mean() for run in runs])
+    best = [unit(run, run.returns).mean(axis=1).max() for run in runs if run.returns.size]
+    lowest = [unit(run, statistics.cvar(run.final_returns, CVAR_LEVEL)) for run in runs]
+    metrics = [name for name in first.final_metrics if runs and all(name in run.final_metrics for run in runs)]
+    return Row(
+        task=first.task,
+        dataset=first.dataset,
+        algorithm=first.algorithm,
+        config_hash=first.config_hash[:8],
+        differs=differs,
+        runs=runs,
+        started=len(group),
+        normalised=normalised,
+        finals=finals,
+        best=_mean(best),
+        cvar=_mean(lowest),
+        interval=_iqm_interval(finals),
+        paper=published.lookup(first.task, first.dataset, first.algorithm) if normalised else None,
+        data_mean=_data_mean(group, "mean_score" if normalised else "mean_return"),
+        comparable=comparable,
+        metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
+    )
+
+
+def _data_mean(runs: Sequence[Run], name: str) -> float | None:
+    """The mean over different datasets; runs that share one do not make it count more."""
+    datasets = {run.data.get("hash"): run.data.get(name) for run in runs}
+    known = [value for value in datasets.values() if value is not None]
+    return _mean(known) if known else None
+
+
+def _iqm_interval(finals: np.ndarray) -> statistics.Interval:
+    if finals.size == 0:
+        return statistics.Interval(np.array(np.nan), np.array(np.nan))
+    return statistics.bootstrap_interval(statistics.iqm, {"": finals})
+
+
+def _texts(row: Row) -> dict[str, str]:
+    """The cells of a row as they are printed, everywhere but in the CSV file."""
+    paper = _NOTHING if row.paper is None else _plus_minus(row.paper.mean, row.paper.sd)
+    seeds = f"{len(row.runs)}" if len(row.runs) == row.started else f"{len(row.runs)} of {row.started}"
+    return {
+        "dataset": row.dataset,
+        "method": row.method,
+        "last checkpoint": _plus_minus(row.mean, row.sd) + ("" if row.normalised else " ‡"),
+        "IQM [95 %]": f"{_number(row.iqm)} [{_number(row.interval.low)}, {_number(row.interval.high)}]",
+        "paper": paper + ("" if row.comparable else " †"),
+        "data": _number(row.data_mean),
+        "best during training": _number(row.best),
+        f"CVaR {CVAR_LEVEL:g}": _number(row.cvar),
+        "seeds": seeds,
+        "config": row.config_hash,
+    }
+
+
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    notes = [
+        "Mean ± standard deviation over seeds; scores are 100 (return - random) / (expert - random). "
+        "IQM: interquartile mean over seeds, with its bootstrap interval. "
+        "Best during training was picked by its own returns: it is no result. "
+        f"CVaR {CVAR_LEVEL:g}: mean of the lowest {100 * CVAR_LEVEL:g} % of the last policy's episodes."
+    ]
+    if any(not row.comparable for row in rows):
+        notes.append(_DAGGER)
+    if any(not row.normalised for row in rows):
+        notes.append(_RAW)
+    if any(len(row.runs) < row.started for row in rows):
+        notes.append("n of m seeds: the others diverged and are in none of the numbers.")
+    return notes
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    parts = []
+    for task, of_task in _grouped(rows, lambda row: row.task).items():
+        texts = [_texts(row) for row in of_task]
+        lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(cells.values()) for cells in texts)]
+        parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join([*parts, *_footnotes(rows)]) + "\n"
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    records = [
+        {
+            "task": row.task,
+            "dataset": row.dataset,
+            "algorithm": row.algorithm,
+            "hyperparameters": json.dumps(row.differs) if row.differs else "",
+            "config_hash": row.config_hash,
+            "unit": "score" if row.normalised else "return",
+            "mean": row.mean,
+            "sd": row.sd,
+            "iqm": row.iqm,
+            "iqm_low": float(row.interval.low),
+            "iqm_high": float(row.interval.high),
+            "paper_mean": row.paper.mean if row.paper else None,
+            "paper_sd": row.paper.sd if row.paper else None,
+            "paper_source": row.paper.source if row.paper else None,
+            "comparable_with_paper": row.comparable,
+            "data_mean": row.data_mean,
+            "best_during_training": row.best,
+            "cvar": row.cvar,
+            "seeds": len(row.runs),
+            "seeds_started": row.started,
+            **{f"final_{name}": value for name, value in row.metrics.items()},
+        }
+        for row in rows
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(records))))
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Name -> picture: curves per task, histograms of returns per dataset, profiles of all methods."""
+    rows = [row for row in rows if row.runs]
+    methods = _methods(rows)
+    figures = {}
+    for task, of_task in _grouped(rows, lambda row: row.task).items():
+        panels = [_panel(cell) for cell in _grouped(of_task, lambda row: row.dataset).values()]
+        unit = "score" if all(row.normalised for row in of_task) else "return"
+        label = f"{unit}, mean and 95 % interval"
+        figures[_file_name("curves", task)] = plotting.learning_curves(panels, methods, label)
+    for (task, dataset), cell in _grouped(rows, lambda row: (row.task, row.dataset)).items():
+        figures[_file_name("returns", task, dataset)] = plotting.returns_histogram(
+            {row.method: np.concatenate([run.final_returns for run in row.runs]) for row in cell},
+            methods,
+            f"return of an episode, {task} {dataset}",
+            CVAR_LEVEL,
+            _data_mean([run for row in cell for run in row.runs], "mean_return"),
+        )
+    if profiles := _shared_scores(rows):
+        figures["profiles"] = plotting.performance_profiles(profiles, methods)
+    return figures
+
+
+def _panel(cell: Sequence[Row]) -> plotting.Panel:
+    """The curves of all methods on one dataset, with the mean of the data and what the paper reports."""
+    curves = {}
+    for row in cell:
+        rounds = functools.reduce(np.intersect1d, [run.evaluations for run in row.runs])
+        values = [run.returns[np.isin(run.evaluations, rounds)].mean(axis=1) for run in row.runs]
+        if row.normalised:
+            values = [run.scores(value) for run, value in zip(row.runs, values, strict=True)]
+        curves[row.method] = plotting.Curve(rounds, np.stack(values, axis=1))
+    levels: dict[str, tuple[float, str | None]] = {}
+    if (data_mean := cell[0].data_mean) is not None:
+        levels["data"] = data_mean, None
+    for algorithm, of_algorithm in _grouped(cell, lambda row: row.algorithm).items():
+        if (paper := of_algorithm[0].paper) is not None:
+            levels[f"{algorithm}, paper"] = paper.mean, of_algorithm[0].method if len(of_algorithm) == 1 else None
+    title = cell[0].dataset if all(row.comparable for row in cell) else f"{cell[0].dataset} (not the paper's data)"
+    return plotting.Panel(title, curves, levels)
+
+
+def _methods(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: (row.algorithm, _order(row)))))
+
+
+def _finals(rows: Iterable[Row], method: str) -> dict[str, np.ndarray]:
+    """Task and dataset -> final scores of a method's runs."""
+    return {
+        f"{row.task} {row.dataset}" if row.normalised else f"{row.task} {row.dataset} (returns)": row.finals
+        for row in rows
+        if row.method == method and row.runs
+    }
+
+
+def _shared_scores(rows: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:
+    """Normalised scores of all methods on the datasets that they share, or nothing to compare."""
+    rows = [row for row in rows if row.normalised and row.runs]
+    finals = {method: _finals(rows, method) for method in _methods(rows)}
+    if len(finals) < 2:
+        return {}
+    shared = set.intersection(*(set(cells) for cells in finals.values()))
+    if not shared:
+        return {}
+    return {method: {cell: cells[cell] for cell in sorted(shared)} for method, cells in finals.items()}
+
+
+def _aggregate(method: str, scores: statistics.Scores) -> dict[str, str]:
+    low, high = statistics.bootstrap_interval(statistics.iqm, scores)
+    return {
+        "method": method,
+        "mean": _number(statistics.mean(scores)),
+        "IQM [95 %]": f"{_number(statistics.iqm(scores))} [{_number(low)}, {_number(high)}]",
+    }
+
+
+def _improvements(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """How probably each method beats each baseline, over the datasets where both have runs."""
+    algorithms = {row.method: row.algorithm for row in rows}
+    lines: list[dict[str, str]] = []
+    for baseline, method in itertools.product(_methods(rows), repeat=2):
+        if algorithms[baseline] not in BASELINES or algorithms[method] == algorithms[baseline]:
+            continue
+        ours, theirs = _finals(rows, method), _finals(rows, baseline)
+        shared = sorted(ours.keys() & theirs.keys())
+        if not shared:
+            continue
+        pair = [{cell: finals[cell] for cell in shared} for finals in (ours, theirs)]
+        probability = statistics.probability_of_improvement(*pair)
+        interval = statistics.bootstrap_interval(statistics.probability_of_improvement, *pair, resamples=2000)
+        lines.append(
+            {
+                "method": method,
+                "over": baseline,
+                "probability [95 %]": f"{probability:.2f} [{interval.low:.2f}, {interval.high:.2f}]",
+                "datasets": str(len(shared)),
+            }
+        )
+    return lines
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; font-size: 0.9rem; }
+th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; white-space: nowrap; }
+thead th { border-bottom: 1.5px solid #222; vertical-align: bottom; white-space: normal; }
+tr.first td { border-top: 1px solid #ccc; } tbody tr:first-child td { border-top: none; }
+img { max-width: 100%; height: auto; } .notes { color: #555; font-size: 0.85rem; } summary { cursor: pointer; }
+"""
+
+
+def _page(runs: Sequence[Run], rows: Sequence[Row], paths: Mapping[str, Path], still_running: Sequence[Path]) -> str:
+    failed = [run for run in runs if run.failure is not None]
+    parts = [f"<p>{_summary(runs, len(failed), len(still_running))}</p>"]
+    parts += [f'<p class="notes">{html.escape(note)}</p>' for note in _footnotes(rows)]
+    for task, of_task in _grouped(rows, lambda row: row.task).items():
+        parts.append(f"<h2>{html.escape(task)}</h2>")
+        parts.append(_html_table([_texts(row) for row in of_task], by="dataset"))
+        if (curves := paths.get(_file_name("curves", task))) is not None:
+            parts.append(_picture(curves, f"Learning curves on {task}"))
+        if any(row.metrics for row in of_task):
+            summary = "<summary>Task metrics of the last policies, mean over episodes and seeds</summary>"
+            parts.append(f"<details>{summary}{_metrics_table(of_task)}</details>")
+        histograms = {row.dataset: paths.get(_file_name("returns", task, row.dataset)) for row in of_task}
+        pictures = [_picture(path, f"Returns on {task} {dataset}") for dataset, path in histograms.items() if path]
+        if pictures:
+            summary = "<summary>Returns of the last policies, episode by episode</summary>"
+            parts.append(f"<details>{summary}{''.join(pictures)}</details>")
+    if improvements := _improvements(rows):
+        parts += [
+            "<h2>Probability of improvement</h2>",
+            "<p>How probably a run of a method beats a run of a baseline on the same dataset; ties count one half.</p>",
+            _html_table(improvements, by="over"),
+        ]
+    if shared := _shared_scores(rows):
+        cells = next(iter(shared.values()))
+        parts += [
+            "<h2>All datasets together</h2>",
+            f"<p>Scores of all seeds on what every method was run on: {html.escape(', '.join(cells))}.</p>",
+            _html_table([_aggregate(method, scores) for method, scores in shared.items()]),
+            _picture(paths["profiles"], "Performance profiles"),
+        ]
+    if failed:
+        lines = [{"run": str(run.folder), "method": run.algorithm, "why": str(run.failure)} for run in failed]
+        parts += ["<h2>Runs that are in no number above</h2>", _html_table(lines)]
+    if still_running:
+        items = "".join(f"<li>{html.escape(str(folder))}</li>" for folder in still_running)
+        parts.append(f"<h2>Unfinished runs</h2><ul>{items}</ul>")
+    parts += ["<h2>Where the numbers come from</h2>", *(f"<p>{html.escape(line)}</p>" for line in _sources(runs, rows))]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>Report</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _summary(runs: Sequence[Run], failed: int, still_running: int) -> str:
+    counts = [f"{len(runs) - failed} runs finished"]
+    counts += [f"{failed} diverged"] if failed else []
+    counts += [f"{still_running} unfinished"] if still_running else []
+    counts += [f"{len({run.algorithm for run in runs})} methods", f"{len({run.task for run in runs})} tasks"]
+    return ", ".join(counts) + "."
+
+
+def _sources(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+    papers = dict.fromkeys(row.paper.source for row in rows if row.paper is not None)
+    references = dict.fromkeys(
+        f"{run.task}: random {run.reference.random:g}, expert {run.reference.expert:g} ({run.reference.source})"
+        for run in runs
+        if run.reference is not None
+    )
+    devices = dict.fromkeys(str(run.record.get("device")) for run in runs)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items()) for run in runs
+    )
+    return [
+        *(f"Paper: {source}." for source in papers),
+        *(f"Reference returns of {reference}." for reference in references),
+        f"Device: {'; '.join(devices)}. Versions: {'; '.join(versions)}.",
+    ]
+
+
+def _metrics_table(rows: Sequence[Row]) -> str:
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    cells = {name: [f"{row.metrics[name]:.3g}" if name in row.metrics else _NOTHING for row in rows] for name in names}
+    return _html_table(
+        [
+            {"dataset": row.dataset, "method": row.method, **{name: cells[name][i] for name in names}}
+            for i, row in enumerate(rows)
+        ],
+        by="dataset",
+    )
+
+
+def _html_table(lines: Sequence[Mapping[str, str]], by: str | None = None) -> str:
+    """A table of dictionaries with the same keys, with a rule where the column `by` changes."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in lines[0])
+    body = []
+    for before, line in zip([None, *lines], lines, strict=False):
+        first = by is not None and (before is None or before[by] != line[by])
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in line.values())
+        body.append(f'<tr class="first">{cells}</tr>' if first else f"<tr>{cells}</tr>")
+    rows = "\n".join(body)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _picture(path: Path, description: str) -> str:
+    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<p><img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}"></p>'
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Tasks and methods by name, datasets by quality, grids by value."""
+    quality = _QUALITIES.index(row.dataset) if row.dataset in _QUALITIES else len(_QUALITIES)
+    grid = [(0, value, "") if isinstance(value, int | float) else (1, 0, str(value)) for value in row.differs.values()]
+    return row.task, quality, row.dataset, row.algorithm, grid, row.config_hash
+
+
+def _file_name(*parts: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts))
+
+
+def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
+    """Key -> items, both in the order in which they come."""
+    groups: dict[Any, list[_T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def _brief(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> str:
+    if value is None or np.isnan(value):
+        return _NOTHING
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def _plus_minus(mean: float, sd: float | None) -> str:
+    return _number(mean) if sd is None or np.isnan(sd) else f"{_number(mean)} ± {_number(sd)}"

@@ -1,0 +1,119 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omarl_jax.data.card import card, draw, write
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.storage import content_hash
+from omarl_jax.errors import UserError
+
+
+def test_the_numbers_of_a_continuous_dataset(continuous: Dataset):
+    # Mean rewards of the agents are 0, 2, 4 | 8, 10 | 14.
+    found = card(continuous)
+    assert (found.transitions, found.episodes, found.ordered) == (6, 3, True)
+    assert (found.terminal, found.truncated) == (2, 1)
+    assert found.memory == 9 * (6 + 4 + 2) * 4 + 9 * (2 + 1 + 1)
+    assert found.content_hash == content_hash(continuous)
+    assert (found.recipe, found.behaviour, found.seed, found.comparable) == ("toy", "by hand", 3, None)
+
+    returns = found.returns  # 6, 18, 14
+    assert (returns.mean, returns.min, returns.max) == pytest.approx((38 / 3, 6, 18))
+    assert returns.std == pytest.approx(np.sqrt((6.6667**2 + 5.3333**2 + 1.3333**2) / 3), rel=1e-4)
+    assert returns.quantiles == pytest.approx([6.8, 10, 14, 16, 17.6])
+    assert (returns.counts[0], returns.counts[20], returns.counts[-1]) == (1, 1, 1)  # bins of width 0.4
+    assert (sum(returns.counts), returns.edges[0], returns.edges[-1]) == (3, 6, 18)
+    assert found.score == pytest.approx(100 * 38 / 3 / 20)
+    assert found.reference == (0, 20, "source unknown")
+
+    assert (found.lengths.mean, found.lengths.counts, found.lengths.edges) == (2, [1, 1, 1], [0.5, 1.5, 2.5, 3.5])
+    assert found.agent_rewards == pytest.approx([19 / 6, 19 / 2])
+    assert found.step_rewards == pytest.approx([(0 + 8 + 14) / 3, (2 + 10) / 2, 4])
+    assert found.obs_min == [[0, 0, 0], [0, 0, 10]]
+    assert found.obs_max == [[8, 2, 0], [8, 2, 10]]
+
+
+def test_action_marginals(continuous: Dataset):
+    # Agent 0 plays 0, 0.1, 0.2, 0.4, 0.5, 0.7 in both dimensions; agent 1 plays 0 and -1.
+    actions = continuous.rows.actions.copy()
+    actions[0, 0, 1], actions[1, 0, 1] = 0.995, 0.985  # dimension 1 of agent 0: 0.995, 0.985, 0.2, 0.4, 0.5, 0.7
+    found = card(dataclasses.replace(continuous, rows=continuous.rows._replace(actions=actions + np.float32(1e-4))))
+    counts = np.asarray(found.action_counts)
+    assert counts.shape == (2, 2, 20)
+    assert np.flatnonzero(counts[0, 0]).tolist() == [10, 11, 12, 14, 15, 17]
+    assert counts[0, 1, [12, 14, 15, 17, 19]].tolist() == [1, 1, 1, 1, 2]
+    assert counts[1, 0, 10] == counts[1, 1, 0] == 6
+    assert found.saturated == [[0, pytest.approx(1 / 6)], [0, 1]]
+
+
+def test_the_numbers_of_a_discrete_dataset(discrete: Dataset):
+    found = card(discrete)
+    assert found.action_counts == [[1, 1, 0]]  # the 0 in the closing row is no action
+    assert found.saturated is None and found.reference is None and found.score is None
+    assert (found.returns.mean, found.step_rewards) == (3, [1, 2])
+    assert found.memory == 3 * (2 * 4 + 4 + 4 + 1 + 1 + 1 + 4 + 3)
+    page = found.markdown()
+    assert "| 0 | 50.0 % | 50.0 % | 0.0 % |" in page
+    assert "| normalised mean score | unknown |" in page
+
+
+def test_transitions_without_order_have_rewards_but_no_score(continuous: Dataset):
+    rows = continuous.rows._replace(**{k: v[7:] for k, v in continuous.rows._asdict().items() if v is not None})
+    found = card(dataclasses.replace(continuous, rows=rows))
+    assert not found.ordered and found.score is None
+    assert found.returns.mean == 14
+    assert "reward of a transition" in found.markdown()
+    assert "no order" in found.markdown()
+    assert len(draw(found).axes) == 3  # rewards, actions and their colours
+
+
+def test_the_page_says_what_the_card_knows(continuous: Dataset):
+    metadata = {**continuous.metadata, "reference_source": "Table 1", "comparable": False, "behaviour": "a|b"}
+    page = card(dataclasses.replace(continuous, metadata=metadata)).markdown()
+    for line in (
+        "# toy/continuous: toy",
+        "| seed | 3 |",
+        "| behaviour | a\\|b |",
+        "| comparable with published numbers | no |",
+        "| transitions | 6 |",
+        "| normalised mean score | 63.3 |",
+        "| score reference | 0 is a return of 0, 100 one of 20 (Table 1) |",
+        "| episode return | 12.67 | 4.989 | 6 | 6.8 | 10 | 14 | 16 | 17.6 | 18 |",
+        "| episode length | 2 | 0.8165 | 1 | 1.1 | 1.5 | 2 | 2.5 | 2.9 | 3 |",
+        "| 1 | 9.5 | 0 | 10 |",
+        "| 1 | 0.0 % | 100.0 % |",
+        f"| content hash | `{content_hash(continuous)}` |",
+    ):
+        assert line in page.split("\n"), line
+
+
+def test_a_card_is_plain_data(continuous: Dataset, discrete: Dataset):
+    for dataset in (continuous, discrete):
+        found = dataclasses.asdict(card(dataset))
+        assert json.loads(json.dumps(found))["returns"]["mean"] == found["returns"]["mean"]
+
+
+def test_the_picture_shows_the_counts(continuous: Dataset, discrete: Dataset):
+    axes: Any = draw(card(continuous)).axes
+    returns, actions, lengths, rewards, *_ = axes
+    assert returns.patches[0].get_data().values.sum() == 3
+    assert actions.collections[0].get_array().shape == (4, 20)
+    np.testing.assert_allclose(actions.collections[0].get_array().sum(axis=1), 100)
+    assert lengths.patches[0].get_data().values.tolist() == [1, 1, 1]
+    np.testing.assert_allclose(rewards.lines[0].get_ydata(), [22 / 3, 6, 4])
+    axes = draw(card(discrete)).axes
+    np.testing.assert_allclose(axes[1].collections[0].get_array(), [[50, 50, 0]])
+
+
+def test_a_card_is_written_and_replaced(continuous: Dataset, tmp_path: Path):
+    write(card(continuous), tmp_path / "new")
+    write(card(continuous), tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["card.md", "card.png"]
+    assert (tmp_path / "new" / "card.md").read_text() == card(continuous).markdown()
+    assert (tmp_path / "new" / "card.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(UserError, match=r"card cannot be written to .*card\.md"):
+        write(card(continuous), tmp_path / "new" / "card.md")

@@ -1,0 +1,199 @@
+"""What the benchmarks compare with computes the same thing: environments step for step, OMAR's pieces in closed form."""
+
+import math
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from omarl_envs.particle.physics import State
+from omarl_envs.particle.prey import Prey
+from omarl_envs.particle.pursuit import TAG, WORLD, Pursuit
+from omarl_envs.particle.spread import Spread
+
+# The benchmarks are scripts, no part of the installed packages.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"))
+
+import naive_env
+import numpy_particle
+
+N_ENVS, LENGTH = 64, 25
+
+
+@pytest.fixture(scope="module")
+def preys(tmp_path_factory):
+    """A random prey for tag and one for world: the network, and the file the environment reads it from."""
+    rng, made = np.random.default_rng(1), {}
+    for scenario in (TAG, WORLD):
+        n = scenario.prey_obs_dim
+        shapes = [(n,)] * 4 + [(n, 64), (64,), (64, 64), (64,), (64, 2), (2,)]
+        arrays = [rng.normal(0.0, 0.3, shape).astype(np.float32) for shape in shapes]
+        prey = Prey(*arrays)._replace(bn_var=np.abs(arrays[3]) + 0.1)
+        path = tmp_path_factory.mktemp("prey") / f"{scenario.name}.npz"
+        np.savez(path, **prey._asdict())
+        made[scenario.name] = prey, path
+    return made
+
+
+def _start(n_bodies, n_landmarks):
+    """Positions so close together that bodies touch from the first step on."""
+    rng = np.random.default_rng(0)
+    position = rng.uniform(-0.5, 0.5, (N_ENVS, n_bodies, 2))
+    velocity = rng.uniform(-0.5, 0.5, (N_ENVS, n_bodies, 2))
+    landmarks = rng.uniform(-0.5, 0.5, (N_ENVS, n_landmarks, 2))
+    return [array.astype(np.float32) for array in (position, velocity, landmarks)]
+
+
+def _rollout(env, start, actions):
+    """Observations (T, M, N, O) and rewards (T, M, N) of an environment of the package."""
+    position, velocity, landmarks = map(jnp.asarray, start)
+    keys = jax.random.split(jax.random.key(0), N_ENVS)
+    state = State(keys, jnp.zeros((N_ENVS,), jnp.int32), position, velocity, landmarks)
+
+    def step(state, action):
+        state, timestep = jax.vmap(env.step)(state, action)
+        return state, (timestep.observation.agents_view, timestep.reward)
+
+    return map(np.asarray, jax.jit(lambda state: jax.lax.scan(step, state, actions))(state)[1])
+
+
+def _compare(batch, loop, env, start):
+    actions = np.random.default_rng(2).uniform(-1.0, 1.0, (LENGTH, *batch.action_shape)).astype(np.float32)
+    obs, rewards = _rollout(env, start, actions)
+    batch.place(*start)
+    for t in range(LENGTH):
+        seen, paid = batch.step(actions[t])
+        assert seen.dtype == paid.dtype == np.float32
+        np.testing.assert_allclose(seen, obs[t], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(paid, rewards[t], rtol=1e-4, atol=1e-4)
+    for m in range(4):
+        loop.place(*(array[m] for array in start))
+        for t in range(LENGTH):
+            seen, paid = loop.step(actions[t, m])
+            np.testing.assert_allclose(seen, obs[t, m], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(paid, rewards[t, m], rtol=1e-4, atol=1e-4)
+    return obs, rewards
+
+
+@pytest.mark.parametrize("n_agents", [3, 5])
+def test_spread_agrees(n_agents):
+    batch, loop = numpy_particle.BatchSpread(N_ENVS, n_agents), numpy_particle.LoopSpread(n_agents)
+    start = _start(n_agents, n_agents)
+    obs, rewards = _compare(batch, loop, Spread(n_agents), start)
+    assert np.ptp(rewards, axis=-1).max() >= 5.0  # someone collided, and not with everyone
+    actions = np.random.default_rng(2).uniform(-1.0, 1.0, (LENGTH, *batch.action_shape)).astype(np.float32)
+    naive_obs, naive_rewards = _rollout(naive_env.NaiveSpread(n_agents), start, actions)
+    np.testing.assert_allclose(naive_obs, obs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(naive_rewards, rewards, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tag", "world"])
+def test_pursuit_agrees(name, preys):
+    scenario = {"tag": TAG, "world": WORLD}[name]
+    theirs = {"tag": numpy_particle.TAG, "world": numpy_particle.WORLD}[name]
+    prey, path = preys[name]
+    batch, loop = numpy_particle.BatchPursuit(N_ENVS, theirs, prey), numpy_particle.LoopPursuit(theirs, prey)
+    obs, rewards = _compare(batch, loop, Pursuit(scenario, path), _start(4, scenario.n_landmarks))
+    assert rewards.max() > 1.0  # a predator caught the prey
+    if name == "world":
+        assert np.unique(obs[..., -2:]).tolist() == [-1.0, 1.0]  # forests were entered and left
+
+
+@pytest.mark.parametrize("n_agents", [3, 5])
+def test_resets_draw_from_the_same_squares(n_agents):
+    rng = np.random.default_rng(0)
+    obs = numpy_particle.BatchSpread(512, n_agents).reset(rng)
+    loop = numpy_particle.LoopSpread(n_agents)
+    obs_loop = np.stack([loop.reset(rng) for _ in range(64)])
+    half_side = Spread(n_agents).half_side
+    for views, margin in ((obs, 0.01), (obs_loop, 0.1)):
+        assert (views[..., :2] == 0.0).all()
+        own = np.abs(views[..., 2:4]).max()
+        assert half_side - margin < own <= half_side
+
+
+def _torch_omar():
+    pytest.importorskip("torch")
+    import torch_omar
+
+    return torch_omar
+
+
+def test_torch_cql_penalty_estimates_the_integral_over_actions():
+    omar, torch = _torch_omar(), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    constant = omar.cql_penalty(torch.full((7, 10), 3.0), torch.full((7,), 2.0), 2)
+    assert constant.item() == pytest.approx(1.0 + math.log(10 * 4), abs=1e-5)
+    # log ∫ exp(w·a) da over [-1, 1]², and log K more because the published sum is not divided by K
+    w, k = torch.tensor([1.5, -0.7]), 20_000
+    linear = omar.cql_penalty((torch.rand(16, k, 2) * 2.0 - 1.0) @ w, torch.zeros(16), 2)
+    integral = sum(math.log(2.0 * math.sinh(abs(x)) / abs(x)) for x in w.tolist())
+    assert linear.item() == pytest.approx(integral + math.log(k), abs=0.01)
+
+
+def test_torch_search_samples_around_the_softmax_mean():
+    omar, torch = _torch_omar(), pytest.importorskip("torch")
+    config, best = omar.Config(), np.array([0.5, -0.25])
+    asked = []
+
+    def values(candidates):
+        asked.append(candidates.numpy().astype(np.float64))
+        return -3.0 * (candidates - torch.tensor(best)).square().sum(-1)
+
+    torch.manual_seed(0)
+    found = omar.zeroth_order_search(values, 400, 2, config).numpy()
+    torch.manual_seed(0)
+    mean, deviation = np.zeros((400, 2)), np.full((400, 2), 2.0)
+    assert len(asked) == 3
+    for candidates in asked:
+        noise = torch.randn(400, 10, 2).numpy()
+        expected = np.clip(mean[:, None] + deviation[:, None] * noise, -1.0, 1.0)
+        np.testing.assert_allclose(candidates, expected, atol=1e-5)
+        q = -3.0 * ((candidates - best) ** 2).sum(-1)
+        weights = np.exp(q) / np.exp(q).sum(1, keepdims=True)
+        mean = np.einsum("bk,bka->ba", weights, candidates)
+        deviation = np.sqrt(((candidates - mean[:, None]) ** 2).mean(1))
+    np.testing.assert_array_equal(found, asked[-1][np.arange(400), q.argmax(1)].astype(np.float32))
+
+
+def _bandit(omar, torch, rng, n=256):
+    """One-step episodes that pay -|a - 0.5|²: the value is known, and so is the best action."""
+    actions = torch.from_numpy(rng.uniform(-1.0, 1.0, (n, 2)).astype(np.float32))
+    obs = torch.from_numpy(rng.normal(size=(n, 4)).astype(np.float32))
+    return omar.Batch(obs, actions, -(actions - 0.5).square().sum(-1), obs, torch.ones(n))
+
+
+@pytest.mark.parametrize("omar_coe", [0.0, 1.0])
+def test_torch_agent_solves_a_bandit(omar_coe):
+    omar, torch = _torch_omar(), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    agent = omar.Agent(4, 2, omar.Config(hidden=32, cql_alpha=0.0, omar_coe=omar_coe))
+    for _ in range(200):
+        agent.update(_bandit(omar, torch, rng))
+    batch = _bandit(omar, torch, rng)
+    with torch.no_grad():
+        q1, q2 = agent.critic(batch.obs, batch.actions)
+        actions = agent.policy(batch.obs)
+    for q in (q1, q2):
+        assert (q - batch.rewards).abs().mean() < 0.15
+    assert (actions - 0.5).abs().mean() < 0.1
+
+
+def test_torch_targets_follow_at_tau_and_keep_their_own_statistics():
+    omar, torch = _torch_omar(), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    agent = omar.Agent(4, 2, omar.Config(hidden=8))
+    agent.update(_bandit(omar, torch, np.random.default_rng(0)))
+    networks = [(agent.target_policy, agent.policy), (agent.target_critic, agent.critic)]
+    before = [[p.clone() for p in target.parameters()] for target, _ in networks]
+    statistics = [b.clone() for target, _ in networks for b in target.buffers()]
+    agent.update_targets()
+    for (target, online), olds in zip(networks, before, strict=True):
+        for p, old, new in zip(target.parameters(), olds, online.parameters(), strict=True):
+            torch.testing.assert_close(p, 0.99 * old + 0.01 * new)
+            assert not torch.equal(old, new)  # the update moved every parameter
+    after = [b for target, _ in networks for b in target.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(statistics, after, strict=True))

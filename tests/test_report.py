@@ -1,0 +1,270 @@
+"""Reports on run folders whose numbers were worked out by hand."""
+
+import csv
+import html
+import itertools
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from omarl_jax import plotting
+from omarl_jax.errors import UserError
+from omarl_jax.report import Row, load_runs, print_table, table, unfinished, write_report
+
+REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
+TEN = np.arange(10.0)  # mean 4.5, lowest tenth 0
+
+
+def write_run(
+    folder: Path,
+    final_returns: Any,
+    *,
+    returns: Any = ((100.0, 100.0), (180.0, 220.0)),
+    record: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    done: bool = True,
+    **config: Any,
+) -> None:
+    folder.mkdir(parents=True)
+    full: dict[str, Any] = {
+        "algorithm": "omar",
+        "task": "particle/spread",
+        "dataset": "medium",
+        "seed": 0,
+        "data_seed": 0,
+    }
+    full |= {"rounds": 9, "config": {"omar_coe": 1.0, "layers": [64]}, "config_hash": "0123456789abcdef"}
+    full["data"] = {"mean_score": 30.0, "mean_return": 160.0, "comparable": True, "size": 5, "hash": "x"} | (data or {})
+    full |= {"reference": REFERENCE} | config
+    (folder / "config.json").write_text(json.dumps(full))
+    result = {"status": "finished", "diverged_at": None, "reason": None, "versions": {"jax": "1"}, "device": "cpu"}
+    (folder / "run.json").write_text(json.dumps(result | (record or {})))
+    np.savez(
+        folder / "evaluations.npz",
+        rounds=np.arange(len(returns)) * 9,
+        returns=np.array(returns, dtype=float),
+        final_returns=np.array(final_returns, dtype=float),
+        final_collisions=np.full(len(final_returns), 2.0 + full["seed"]),
+    )
+    if done:
+        (folder / "DONE").touch()
+
+
+def only_row(folder: Path) -> Row:
+    (row,) = table(load_runs(folder))
+    return row
+
+
+def printed(rows: list[Row]) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        print_table(rows, console)
+    return capture.get()
+
+
+DIVERGED = {"status": "diverged", "diverged_at": 400, "reason": "critic loss is not finite"}
+
+
+def test_a_row_by_hand(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", 200 + 2 * TEN, seed=0, returns=[[100, 200], [260, 300], [240, 240]])
+    write_run(tmp_path / "1", 220 + 2 * TEN, seed=1, returns=[[300, 300], [100, 100], [0, 0]])
+    write_run(tmp_path / "2", 260 + 2 * TEN, seed=2, returns=[[100, 100], [100, 100], [100, 100]])
+    row = only_row(tmp_path)
+    np.testing.assert_allclose(row.finals, [54.5, 64.5, 84.5])
+    assert row.mean == pytest.approx(203.5 / 3)
+    assert row.sd == pytest.approx(np.sqrt(700 / 3))  # sample variance of 0, 10, 30
+    assert row.iqm == pytest.approx(203.5 / 3)  # of three runs none is left out
+    assert row.best == pytest.approx((90 + 100 + 0) / 3)  # best means over episodes: returns 280, 300, 100
+    assert row.cvar == pytest.approx((50 + 60 + 80) / 3)  # lowest of ten episodes
+    assert 54.5 <= row.interval.low < row.iqm < row.interval.high <= 84.5
+    assert row.paper is not None
+    assert (row.paper.mean, row.paper.sd) == (47.9, 18.9)
+    assert (row.method, row.config_hash, row.started, row.data_mean) == ("omar", "01234567", 3, 30.0)
+    assert row.metrics == {"collisions": pytest.approx(3.0)}
+    text = printed([row])
+    for cell in ("67.8 ± 15.3", "47.9 ± 18.9", "30.0", "63.3", "01234567"):
+        assert cell in text
+    assert "†" not in text
+    assert "‡" not in text
+
+
+def test_unfinished_runs_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_run(tmp_path / "a", 200 + TEN, seed=0)
+    write_run(tmp_path / "b", 900 + TEN, seed=1, done=False)
+    with caplog.at_level(logging.WARNING):
+        assert [run.seed for run in load_runs(tmp_path)] == [0]
+    assert "1 unfinished runs: b" in caplog.text
+    assert unfinished(tmp_path) == [tmp_path / "b"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ({"record": DIVERGED, "final_returns": 900 + TEN}, "diverged at round 400: critic loss is not finite"),
+        ({"final_returns": np.where(TEN == 3, np.nan, 900)}, "returns are not finite"),
+        ({"final_returns": 900 + TEN, "returns": [[np.inf, 0]]}, "returns are not finite"),
+    ],
+)
+def test_failed_runs_are_counted_and_listed_but_in_no_number(tmp_path: Path, broken: dict[str, Any], why: str) -> None:
+    write_run(tmp_path / "runs" / "a", np.full(10, 200), seed=0)
+    write_run(tmp_path / "runs" / "b", np.full(10, 240), seed=1)
+    write_run(tmp_path / "runs" / "c", seed=2, **broken)
+    row = only_row(tmp_path / "runs")
+    assert (row.mean, row.cvar, row.best, row.started) == (60, 60, 50, 3)
+    assert "2 of 3" in printed([row])
+    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].read_text()
+    assert html.escape(why) in page
+    assert str(tmp_path / "runs" / "c") in page
+
+
+def test_a_method_whose_runs_all_failed_still_has_its_row(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", TEN, record=DIVERGED)
+    write_run(tmp_path / "runs" / "b", TEN, algorithm="cql")
+    rows = {row.algorithm: row for row in table(load_runs(tmp_path / "runs"))}
+    assert np.isnan(rows["omar"].mean)
+    assert "0 of 1" in printed([rows["omar"]])
+    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].exists()
+
+
+def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 200 + TEN, reference=None)
+    row = only_row(tmp_path)
+    assert (row.mean, row.cvar, row.best, row.data_mean, row.paper) == (204.5, 200, 200, 160, None)
+    assert "204.5 ‡" in printed([row])
+    assert "‡ raw returns" in printed([row])
+
+
+def test_own_data_are_marked(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", TEN, task="particle/tag", data={"comparable": False})
+    text = printed([only_row(tmp_path)])
+    assert "66.7 ± 23.2 †" in text
+    assert "not comparable with the paper" in text
+
+
+def test_a_variant_is_a_method_with_a_published_score_of_its_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", TEN, variant="omar_cem")
+    row = only_row(tmp_path)
+    assert row.method == "omar_cem"
+    assert row.paper is not None
+    assert row.paper.mean == 45.0
+
+
+def test_rows_of_a_grid_show_what_differs(tmp_path: Path) -> None:
+    for value in (10.0, 0.5, 2.0):
+        config = {"omar_coe": value, "tau": 0.01}
+        write_run(tmp_path / f"{value}", 100 + value + TEN, config=config, config_hash=f"hash-{value}")
+    write_run(tmp_path / "other", TEN, algorithm="cql", config={"tau": 0.5})
+    write_run(tmp_path / "long", 999 + TEN, rounds=90, config={"omar_coe": 2.0, "tau": 0.01}, config_hash="hash-2.0")
+    assert [row.method for row in table(load_runs(tmp_path))] == [
+        "cql",
+        "omar (rounds=9, omar_coe=0.5)",
+        "omar (rounds=9, omar_coe=2)",
+        "omar (rounds=9, omar_coe=10)",
+        "omar (rounds=90, omar_coe=2)",
+    ]
+
+
+def test_rows_of_equal_configs_are_told_apart_by_their_hash(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", TEN, config_hash="aaaaaaaaaa")
+    write_run(tmp_path / "b", TEN, config_hash="bbbbbbbbbb")
+    assert [row.method for row in table(load_runs(tmp_path))] == ["omar (hash=aaaaaaaa)", "omar (hash=bbbbbbbb)"]
+
+
+def test_a_narrow_terminal_hides_no_number(tmp_path: Path) -> None:
+    for value in ("[bold]", "[red]"):
+        write_run(tmp_path / value, TEN, config={"mode": value}, config_hash=f"hash-of-{value}")
+    rows = table(load_runs(tmp_path))
+    assert "omar (mode=[bold])" in printed(rows)
+    console = Console(width=80)
+    with console.capture() as capture:
+        print_table(rows, console)
+    assert "…" not in capture.get()
+
+
+def test_datasets_stand_in_the_order_of_their_quality(tmp_path: Path) -> None:
+    for dataset in ("expert", "medium", "medium-replay", "own", "random"):
+        write_run(tmp_path / dataset, TEN, dataset=dataset)
+    rows = table(load_runs(tmp_path))
+    assert [row.dataset for row in rows] == ["random", "medium-replay", "medium", "expert", "own"]
+
+
+def test_the_mean_of_the_data_counts_each_dataset_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN, seed=0, data={"hash": "x", "mean_score": 10.0})
+    write_run(tmp_path / "1", TEN, seed=1, data={"hash": "x", "mean_score": 10.0})
+    write_run(tmp_path / "2", TEN, seed=2, data_seed=1, data={"hash": "y", "mean_score": 40.0})
+    assert only_row(tmp_path).data_mean == 25
+
+
+def test_the_same_run_twice_is_an_error(tmp_path: Path) -> None:
+    write_run(tmp_path / "first", TEN)
+    write_run(tmp_path / "second", TEN)
+    with pytest.raises(UserError, match=r"first.*second"):
+        table(load_runs(tmp_path))
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        load_runs(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no finished run"):
+        write_report([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    write_run(tmp_path / "cut", TEN)
+    (tmp_path / "cut" / "evaluations.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match="cut"):
+        load_runs(tmp_path)
+
+
+def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
+    finals = {"bc": (100, 110, 120), "cql": (115, 130, 140), "omar": (150, 160, 170)}
+    for algorithm, values in finals.items():
+        for seed, value in enumerate(values):
+            write_run(tmp_path / "runs" / f"{algorithm}{seed}", np.full(10, value), algorithm=algorithm, seed=seed)
+    write_run(tmp_path / "runs" / "stopped", TEN, seed=9, done=False)
+    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out", unfinished(tmp_path / "runs"))
+    page = paths["report"].read_text()
+    assert "<script" not in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 3  # curves, histogram, profiles
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert str(tmp_path / "runs" / "stopped") in page
+    for name in ("curves-particle-spread", "returns-particle-spread-medium", "profiles"):
+        assert paths[name].read_bytes().startswith(b"\x89PNG")
+
+    lines = [re.findall(r"<td>(.*?)</td>", line) for line in page.splitlines() if line.startswith("<tr")]
+    improvements = {(cells[0], cells[1]): cells[2:] for cells in lines if len(cells) == 4}
+    assert improvements.keys() == {("cql", "bc"), ("omar", "bc"), ("bc", "cql"), ("omar", "cql")}
+    assert improvements["omar", "bc"] == ["1.00 [1.00, 1.00]", "1"]
+    assert improvements["cql", "bc"][0].startswith("0.89 [")  # 8 of 9 pairs
+    assert improvements["bc", "cql"][0].startswith("0.11 [")
+
+    with paths["table.csv"].open(newline="") as file:
+        records = {record["algorithm"]: record for record in csv.DictReader(file)}
+    assert float(records["omar"]["mean"]) == pytest.approx(30.0)
+    assert float(records["omar"]["sd"]) == pytest.approx(5.0)
+    assert (records["omar"]["unit"], records["omar"]["paper_mean"], records["bc"]["paper_mean"]) == (
+        "score",
+        "47.9",
+        "",
+    )
+    assert "| medium | omar | 30.0 ± 5.0 |" in paths["table.md"].read_text()
+
+
+def test_curves_show_the_mean_over_runs_and_labels_that_do_not_touch() -> None:
+    values = np.array([[0.0, 10.0], [20.0, 60.0], [30.0, 70.0]])
+    levels: dict[str, tuple[float, str | None]] = {f"level {i}": (49 + 0.2 * i, None) for i in range(6)}
+    panel = plotting.Panel("medium", {"omar": plotting.Curve(np.array([0, 5, 9]), values)}, levels)
+    figure = plotting.learning_curves([panel] * 3, ["bc", "omar"], "score")
+    assert len(figure.axes) == 3
+    axes = figure.axes[0]
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_xydata()), [[0, 5], [5, 40], [9, 50]])
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 6
+    assert all(upper.y0 >= lower.y1 for lower, upper in itertools.pairwise(boxes))
+    assert min(box.x0 for box in boxes) > axes.bbox.x1
