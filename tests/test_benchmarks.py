@@ -1,4 +1,4 @@
-"""What the benchmarks compare with computes the same thing: environments step for step, OMAR's pieces in closed form."""
+"""What the benchmarks compare with computes the right thing: environments step for step, OMAR by known answers."""
 
 import math
 import pathlib
@@ -114,79 +114,103 @@ def test_resets_draw_from_the_same_squares(n_agents):
         assert half_side - margin < own <= half_side
 
 
-def _torch_omar():
-    pytest.importorskip("torch")
+@pytest.fixture
+def torch_omar():
+    """The PyTorch baseline, on one thread: two wait for each other where the tests run in parallel."""
+    torch = pytest.importorskip("torch")
     import torch_omar
 
-    return torch_omar
-
-
-def test_torch_cql_penalty_estimates_the_integral_over_actions():
-    omar, torch = _torch_omar(), pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    constant = omar.cql_penalty(torch.full((7, 10), 3.0), torch.full((7,), 2.0), 2)
+    yield torch_omar
+    torch.set_num_threads(threads)
+
+
+def test_torch_cql_penalty_estimates_the_integral_over_actions(torch_omar):
+    torch = torch_omar.torch
+    constant = torch_omar.cql_penalty(torch.full((7, 10), 3.0), torch.full((7,), 2.0), 2)
     assert constant.item() == pytest.approx(1.0 + math.log(10 * 4), abs=1e-5)
     # log ∫ exp(w·a) da over [-1, 1]², and log K more because the published sum is not divided by K
     w, k = torch.tensor([1.5, -0.7]), 20_000
-    linear = omar.cql_penalty((torch.rand(16, k, 2) * 2.0 - 1.0) @ w, torch.zeros(16), 2)
-    integral = sum(math.log(2.0 * math.sinh(abs(x)) / abs(x)) for x in w.tolist())
+    linear = torch_omar.cql_penalty((torch.rand(16, k, 2) * 2.0 - 1.0) @ w, torch.zeros(16), 2)
+    integral = sum(math.log(2.0 * math.sinh(x) / x) for x in w.tolist())
     assert linear.item() == pytest.approx(integral + math.log(k), abs=0.01)
 
 
-def test_torch_search_samples_around_the_softmax_mean():
-    omar, torch = _torch_omar(), pytest.importorskip("torch")
-    config, best = omar.Config(), np.array([0.5, -0.25])
+def test_torch_search_samples_around_the_softmax_mean(torch_omar):
+    torch, n, best = torch_omar.torch, 400, np.array([0.5, -0.25])
     asked = []
 
     def values(candidates):
-        asked.append(candidates.numpy().astype(np.float64))
-        return -3.0 * (candidates - torch.tensor(best)).square().sum(-1)
+        asked.append(candidates.numpy().astype(float))
+        return torch.from_numpy(-3.0 * ((asked[-1] - best) ** 2).sum(-1)).float()
 
     torch.manual_seed(0)
-    found = omar.zeroth_order_search(values, 400, 2, config).numpy()
+    found = torch_omar.zeroth_order_search(values, n, 2, torch_omar.Config()).numpy()
     torch.manual_seed(0)
-    mean, deviation = np.zeros((400, 2)), np.full((400, 2), 2.0)
+    mean, deviation = np.zeros((n, 2)), np.full((n, 2), 2.0)
     assert len(asked) == 3
     for candidates in asked:
-        noise = torch.randn(400, 10, 2).numpy()
-        expected = np.clip(mean[:, None] + deviation[:, None] * noise, -1.0, 1.0)
-        np.testing.assert_allclose(candidates, expected, atol=1e-5)
-        q = -3.0 * ((candidates - best) ** 2).sum(-1)
-        weights = np.exp(q) / np.exp(q).sum(1, keepdims=True)
-        mean = np.einsum("bk,bka->ba", weights, candidates)
+        noise = torch.randn(n, 10, 2).numpy()
+        np.testing.assert_allclose(
+            candidates, np.clip(mean[:, None] + deviation[:, None] * noise, -1.0, 1.0), atol=1e-5
+        )
+        weights = np.exp(-3.0 * ((candidates - best) ** 2).sum(-1))
+        mean = np.einsum("bk,bka->ba", weights / weights.sum(1, keepdims=True), candidates)
         deviation = np.sqrt(((candidates - mean[:, None]) ** 2).mean(1))
-    np.testing.assert_array_equal(found, asked[-1][np.arange(400), q.argmax(1)].astype(np.float32))
+    np.testing.assert_array_equal(found, asked[-1][np.arange(n), weights.argmax(1)])
 
 
-def _bandit(omar, torch, rng, n=256):
-    """One-step episodes that pay -|a - 0.5|²: the value is known, and so is the best action."""
-    actions = torch.from_numpy(rng.uniform(-1.0, 1.0, (n, 2)).astype(np.float32))
-    obs = torch.from_numpy(rng.normal(size=(n, 4)).astype(np.float32))
-    return omar.Batch(obs, actions, -(actions - 0.5).square().sum(-1), obs, torch.ones(n))
+def test_torch_losses_in_closed_form(torch_omar):
+    """Networks that output constants: Q = 0.5, target Q1 = 2 and Q2 = 3, π = tanh(1)."""
+    torch, config = torch_omar.torch, torch_omar.Config(hidden=8, omar_coe=0.3)
+    agent = torch_omar.Agent(3, 2, config)
+    constants = {agent.critic.first: 0.5, agent.critic.second: 0.5, agent.policy.layers[:-1]: 1.0}
+    constants |= {agent.target_critic.first: 2.0, agent.target_critic.second: 3.0}
+    for layers, constant in constants.items():
+        torch.nn.init.zeros_(layers[-1].weight)
+        torch.nn.init.constant_(layers[-1].bias, constant)
+    rewards, terminal = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    batch = torch_omar.Batch(torch.randn(4, 3), torch.rand(4, 2), rewards, torch.randn(4, 3), terminal)
+    errors = 0.5 - np.array([1.0 + 0.95 * 2.0, -2.0, 0.5 + 0.95 * 2.0, 3.0])
+    expected = 2.0 * np.mean(errors**2) + 5.0 * 2.0 * math.log(10 * 4)
+    assert agent.critic_loss(batch).item() == pytest.approx(expected, rel=1e-5)
+    # Nothing is worth more than the policy's own action, so there is nothing to imitate.
+    expected = -0.7 * 0.5 + 1e-3 * math.tanh(1.0) ** 2
+    assert agent.policy_loss(batch.obs).item() == pytest.approx(expected, rel=1e-5)
+
+
+def _bandit(torch_omar, n=256):
+    """One-step episodes that pay -|a - a*(o)|², and a*. Both a and a*(o) are uniform in [-1, 1]."""
+    torch = torch_omar.torch
+    obs, actions = torch.randn(n, 2), torch.rand(n, 2) * 2.0 - 1.0
+    best = torch.erf(obs / math.sqrt(2.0))
+    return torch_omar.Batch(obs, actions, -(actions - best).square().sum(-1), obs, torch.ones(n)), best
 
 
 @pytest.mark.parametrize("omar_coe", [0.0, 1.0])
-def test_torch_agent_solves_a_bandit(omar_coe):
-    omar, torch = _torch_omar(), pytest.importorskip("torch")
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    agent = omar.Agent(4, 2, omar.Config(hidden=32, cql_alpha=0.0, omar_coe=omar_coe))
+def test_torch_agent_solves_a_bandit(torch_omar, omar_coe):
+    torch = torch_omar.torch
+    agent = torch_omar.Agent(2, 2, torch_omar.Config(hidden=32, cql_alpha=0.0, omar_coe=omar_coe))
     for _ in range(200):
-        agent.update(_bandit(omar, torch, rng))
-    batch = _bandit(omar, torch, rng)
+        agent.update(_bandit(torch_omar)[0])
+    batch, best = _bandit(torch_omar)
     with torch.no_grad():
-        q1, q2 = agent.critic(batch.obs, batch.actions)
-        actions = agent.policy(batch.obs)
-    for q in (q1, q2):
-        assert (q - batch.rewards).abs().mean() < 0.15
-    assert (actions - 0.5).abs().mean() < 0.1
+        values, actions = agent.critic(batch.obs, batch.actions), agent.policy(batch.obs)
+    for q in values:
+        assert (q - batch.rewards).abs().mean() < 0.3  # rewards have a standard deviation of 0.84
+    # The critic normalises the batch's actions, so their scale means nothing to its gradient, only their order does.
+    for i in range(2):
+        assert np.corrcoef(actions[:, i], best[:, i])[0, 1] > 0.9
+    if omar_coe == 1.0:
+        assert (actions - best).abs().mean() < 0.2
 
 
-def test_torch_targets_follow_at_tau_and_keep_their_own_statistics():
-    omar, torch = _torch_omar(), pytest.importorskip("torch")
-    torch.manual_seed(0)
-    agent = omar.Agent(4, 2, omar.Config(hidden=8))
-    agent.update(_bandit(omar, torch, np.random.default_rng(0)))
+def test_torch_targets_follow_at_tau_and_keep_their_own_statistics(torch_omar):
+    torch = torch_omar.torch
+    agent = torch_omar.Agent(2, 2, torch_omar.Config(hidden=8))
+    agent.update(_bandit(torch_omar)[0])
     networks = [(agent.target_policy, agent.policy), (agent.target_critic, agent.critic)]
     before = [[p.clone() for p in target.parameters()] for target, _ in networks]
     statistics = [b.clone() for target, _ in networks for b in target.buffers()]

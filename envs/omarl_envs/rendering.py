@@ -2,9 +2,9 @@
 
 import pathlib
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,18 +40,12 @@ class Picture:
         self._axes.set(xlim=(-half_side, half_side), ylim=(-half_side, half_side))
         self.text((-0.96 * half_side, 0.93 * half_side), caption, align="left")
 
-    def disc(
-        self,
-        center: ArrayLike,
-        radius: float,
-        fill: str,
-        alpha: float = 1.0,
-        edge: str | None = None,
-    ) -> None:
+    def disc(self, center: ArrayLike, radius: float, fill: str, alpha: float = 1.0, edge: str | None = None) -> None:
         """A disc of true size. center: (2,)."""
         x, y = np.asarray(center)
-        line = {"edgecolor": edge, "linewidth": 1.5} if edge else {"linewidth": 0.0}
-        self._add(Circle((x, y), radius, facecolor=fill, alpha=alpha, **line))
+        self._axes.add_artist(
+            Circle((x, y), radius, facecolor=fill, alpha=alpha, edgecolor=edge, linewidth=1.5 if edge else 0.0)
+        )
 
     def mover(self, center: ArrayLike, velocity: ArrayLike, radius: float, fill: str, edge: str | None = None) -> None:
         """A disc with a short line for its velocity; beyond the window, a hollow disc at its border.
@@ -70,7 +64,7 @@ class Picture:
             return
         self.disc(point, radius, fill, edge=edge)
         tip = point + _MOTION * np.asarray(velocity)
-        self._add(Line2D(*zip(point, tip, strict=True), color=INK, linewidth=1.2, solid_capstyle="round"))
+        self._axes.add_artist(Line2D(*zip(point, tip, strict=True), color=INK, linewidth=1.2, solid_capstyle="round"))
 
     def square(
         self,
@@ -84,32 +78,33 @@ class Picture:
         """A square, its fill of strength `alpha` and its outline `width` points thick. center: (2,)."""
         x, y = np.asarray(center) - side / 2
         if fill:
-            self._add(Rectangle((x, y), side, side, facecolor=fill, alpha=alpha, linewidth=0.0))
+            self._axes.add_artist(Rectangle((x, y), side, side, facecolor=fill, alpha=alpha, linewidth=0.0))
         if edge:
-            self._add(Rectangle((x, y), side, side, fill=False, edgecolor=edge, linewidth=width))
+            self._axes.add_artist(Rectangle((x, y), side, side, fill=False, edgecolor=edge, linewidth=width))
 
     def text(
-        self, position: ArrayLike, text: str, size: float = 11.0, align: str = "center", rotation: float = 0.0
+        self,
+        position: ArrayLike,
+        text: str,
+        size: float = 11.0,
+        align: Literal["left", "center", "right"] = "center",
+        rotation: float = 0.0,
     ) -> None:
         """Words at a point (2,); size in points, rotation in degrees."""
         x, y = np.asarray(position)
-        style = {"fontsize": size, "rotation": rotation, "horizontalalignment": align, "verticalalignment": "center"}
-        self._add(Text(x, y, text, color=INK, **style))
+        self._axes.add_artist(Text(x, y, text, color=INK, fontsize=size, rotation=rotation, ha=align, va="center"))
 
     def image(self) -> np.ndarray:
         """(SIZE, SIZE, 3) uint8."""
         self._canvas.draw()
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
-    def _add(self, artist: Artist) -> None:
-        self._axes.add_artist(artist)
-
 
 def save_gif(frames: Iterable[np.ndarray], path: str | pathlib.Path, fps: float = 10.0) -> None:
     """Writes a film that repeats for ever.
 
     Args:
-        frames: (H, W, 3) uint8 each, all of one size.
+        frames: (H, W, 3) uint8 each, all of one size; one that equals its predecessor prolongs it.
         path: where to.
         fps: frames a second; the format rounds the time of a frame to 10 ms.
     """

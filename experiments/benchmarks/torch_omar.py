@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 OBS_DIM, ACTION_DIM = 18, 2  # of particle/spread with three agents
 BUFFER_SIZE = 100_000
@@ -107,7 +107,7 @@ class Agent:
         return critic_loss.detach(), policy_loss.detach()
 
     def critic_loss(self, batch: Batch) -> Tensor:
-        """Σ_k (Q_k − y)² + α CQL_k, with y = r + γ (1 − d) min(Q̄1, Q̄2)(o', π̄(o'))."""
+        """Σ_k (Q_k - y)² + α CQL_k, with y = r + γ (1 - d) min(Q̄1, Q̄2)(o', π̄(o'))."""
         with torch.no_grad():
             next_q1, next_q2 = self.target_critic(batch.next_obs, self.target_policy(batch.next_obs))
             bootstrap = self.config.gamma * (1.0 - batch.terminal) * torch.minimum(next_q1, next_q2)
@@ -115,15 +115,15 @@ class Agent:
         q1, q2 = self.critic(batch.obs, batch.actions)
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
 
-        n = self.config.cql_samples
-        random = torch.empty(len(batch.obs) * n, batch.actions.shape[-1]).uniform_(-1.0, 1.0)
-        random_q1, random_q2 = self.critic(batch.obs.repeat_interleave(n, dim=0), random)
-        action_dim = batch.actions.shape[-1]
-        penalty = cql_penalty(random_q1.view(-1, n), q1, action_dim) + cql_penalty(random_q2.view(-1, n), q2, action_dim)
-        return loss + self.config.cql_alpha * penalty
+        n, action_dim = self.config.cql_samples, batch.actions.shape[-1]
+        random = torch.empty(len(batch.obs) * n, action_dim).uniform_(-1.0, 1.0)
+        random_q = self.critic(batch.obs.repeat_interleave(n, dim=0), random)
+        for q, of_random in zip((q1, q2), random_q, strict=True):
+            loss = loss + self.config.cql_alpha * cql_penalty(of_random.view(-1, n), q, action_dim)
+        return loss
 
     def policy_loss(self, obs: Tensor) -> Tensor:
-        """c (π(o) − â)² − (1 − c) Q1(o, π(o)) + 10⁻³ π(o)²."""
+        """c (π(o) - â)² - (1 - c) Q1(o, π(o)) + 10⁻³ π(o)²."""
         config = self.config
         actions = self.policy(obs)
         imitation = F.mse_loss(actions, self.better_actions(obs, actions.detach()))
@@ -145,7 +145,7 @@ class Agent:
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """θ̄ ← τ θ + (1 − τ) θ̄; the running statistics of the targets are their own."""
+        """θ̄ ← τ θ + (1 - τ) θ̄; the running statistics of the targets are their own."""
         for target, online in ((self.target_policy, self.policy), (self.target_critic, self.critic)):
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
                 old.lerp_(new, self.config.tau)

@@ -1,5 +1,87 @@
 """The methods, one file each. A method is found by the name of its module and imported on use.
 
 The module `name` holds the factory `name(config, spec) -> Algorithm`, the dataclass `Config` with its
-hyperparameters, and `validate(config, spec)`, which raises a `UserError` for values that make no sense.
+hyperparameters, and `validate(config, spec)`, which raises a `UserError` for values that make no sense. A method of
+your own may lie in any module: `my_package.my_method` is imported as it is written.
 """
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from omarl_jax.errors import UserError, unknown
+from omarl_jax.types import Algorithm, TaskSpec
+
+
+class Method(NamedTuple):
+    """What a method's module holds."""
+
+    name: str
+    make: Callable[[Any, TaskSpec], Algorithm]
+    config: type
+    validate: Callable[[Any, TaskSpec], None]
+
+    def configure(self, spec: TaskSpec, overrides: Mapping[str, Any]) -> Any:
+        """A config with some values changed, checked against the task.
+
+        Raises:
+            UserError: for unknown names, values of the wrong type, and values that make no sense.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(self.config)}
+        values = {}
+        for name, value in overrides.items():
+            if name not in fields:
+                raise unknown(f"hyperparameter of '{self.name}'", name, fields)
+            values[name] = _typed(name, value, fields[name])
+        config = self.config(**values)
+        self.validate(config, spec)
+        return config
+
+
+def methods() -> list[str]:
+    """The names of the methods that ship with this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "formulas")
+
+
+def find(name: str) -> Method:
+    """Finds a method by name.
+
+    Raises:
+        UserError: if there is none, with the nearest name.
+    """
+    known = name in methods() or ("." in name and _exists(name))
+    if not known:
+        raise unknown("algorithm", name, methods())
+    module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
+    factory = name.rpartition(".")[2]
+    try:
+        return Method(name, getattr(module, factory), module.Config, module.validate)
+    except AttributeError as error:
+        raise UserError(f"The module '{name}' is no method: {error}.") from None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A value as its field wants it; integers may stand for floats, lists for tuples."""
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (bool, int, str):
+        if type(value) is kind:
+            return value
+    elif kind is not float:
+        choices = getattr(kind, "__args__", ())
+        if isinstance(value, list | tuple) and not isinstance(value, str):
+            return tuple(value)
+        if value in choices:
+            return value
+        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
+    raise UserError(f"{name} must be a {kind.__name__}, not {value!r}.")

@@ -39,9 +39,9 @@ def test_the_numbers_of_a_continuous_dataset(continuous: Dataset):
 
 def test_action_marginals(continuous: Dataset):
     # Agent 0 plays 0, 0.1, 0.2, 0.4, 0.5, 0.7 in both dimensions; agent 1 plays 0 and -1.
-    actions = continuous.rows.actions.copy()
-    actions[0, 0, 1], actions[1, 0, 1] = 0.995, 0.985  # dimension 1 of agent 0: 0.995, 0.985, 0.2, 0.4, 0.5, 0.7
-    found = card(dataclasses.replace(continuous, rows=continuous.rows._replace(actions=actions + np.float32(1e-4))))
+    actions = continuous.rows.actions + np.float32(1e-4)  # off the edges of the bins
+    actions[0, 0, 1], actions[1, 0, 1] = 1, 0.985  # dimension 1 of agent 0: 1, 0.985, 0.2, 0.4, 0.5, 0.7
+    found = card(dataclasses.replace(continuous, rows=continuous.rows._replace(actions=actions)))
     counts = np.asarray(found.action_counts)
     assert counts.shape == (2, 2, 20)
     assert np.flatnonzero(counts[0, 0]).tolist() == [10, 11, 12, 14, 15, 17]

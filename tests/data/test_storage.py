@@ -47,6 +47,11 @@ def test_what_was_saved_is_loaded(continuous: Dataset, discrete: Dataset, folder
     np.testing.assert_array_equal(np.load(folder / "obs.npy", allow_pickle=False), continuous.rows.obs)
 
 
+def test_the_memory_order_of_a_file_does_not_matter(continuous: Dataset, folder: Path):
+    np.save(folder / "obs.npy", np.asfortranarray(continuous.rows.obs))
+    _assert_same(load(folder), continuous)
+
+
 def test_arrays_are_mapped_and_read_only(folder: Path):
     obs = load(folder).rows.obs
     assert isinstance(obs.base, np.memmap)

@@ -21,14 +21,17 @@ CASES = [
 
 
 class Case(NamedTuple):
-    """A task and one of its episodes under random actions; states and time steps (T + 1, …), actions (T, …)."""
+    """A task and one of its episodes under random actions, as NumPy arrays.
+
+    States and time steps are (T + 1, …), actions (T, …).
+    """
 
     name: str
     kwargs: dict
     env: MultiAgentEnv
     states: chex.ArrayTree
     timesteps: TimeStep
-    actions: chex.Array
+    actions: np.ndarray
 
     @property
     def length(self) -> int:
@@ -37,7 +40,7 @@ class Case(NamedTuple):
 
     def at(self, t: int | list[int]) -> tuple[chex.ArrayTree, TimeStep]:
         """State and time step after t transitions."""
-        return jax.tree.map(lambda x: x[jnp.asarray(t)], (self.states, self.timesteps))
+        return jax.tree.map(lambda x: jnp.asarray(x[t]), (self.states, self.timesteps))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
@@ -49,16 +52,16 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(name, kwargs, env, *_play(env, jax.random.PRNGKey(0)))
 
 
-def _play(env: MultiAgentEnv, key: chex.PRNGKey) -> tuple[chex.ArrayTree, TimeStep, chex.Array]:
+def _play(env: MultiAgentEnv, key: chex.PRNGKey) -> tuple[chex.ArrayTree, TimeStep, np.ndarray]:
     step = jax.jit(env.step)
     reset_key, *keys = jax.random.split(key, env.task_spec.episode_length + 2)  # one more than it may need
     state, timestep = env.reset(reset_key)
-    path, actions = [(state, timestep)], []
+    path, actions = [(state, timestep)], list[chex.Array]()
     while not timestep.last():
         actions.append(_random_actions(env, timestep.observation.action_mask, keys[len(actions)]))
         state, timestep = step(state, actions[-1])
         path.append((state, timestep))
-    return *jax.tree.map(lambda *leaves: jnp.stack(leaves), *path), jnp.stack(actions)
+    return *jax.tree.map(lambda *leaves: np.stack(leaves), *path), np.stack(actions)
 
 
 def _random_actions(env: MultiAgentEnv, mask: chex.Array | None, key: chex.PRNGKey) -> chex.Array:
@@ -147,7 +150,7 @@ def test_many_environments_step_like_one(case: Case) -> None:
     times = [0, case.length // 2, case.length - 1]
     states, _ = case.at(times)
     # Not compiled, so that it compares vmap and jit at once, and because compiling takes longer than running once.
-    found = jax.vmap(case.env.step)(states, case.actions[jnp.asarray(times)])
+    found = jax.vmap(case.env.step)(states, case.actions[times])
     jax.tree.map(_assert_close, found, case.at([t + 1 for t in times]))
 
 

@@ -180,7 +180,8 @@ class Pursuit(MultiAgentEnv[State]):
         return jnp.concatenate([physics.flatten(seen), *self._in_forests(state, i)])
 
     def _prey_view(self, state: State) -> chex.Array:
-        return jnp.concatenate([physics.flatten(self._seen_by(state, N_PREDATORS)), *self._in_forests(state, N_PREDATORS)])
+        seen = self._seen_by(state, N_PREDATORS)
+        return jnp.concatenate([physics.flatten(seen), *self._in_forests(state, N_PREDATORS)])
 
     def _seen_by(self, state: State, i: int) -> list[Vec]:
         agents, velocity = physics.vectors(state.position), physics.vectors(state.velocity)[i]
@@ -206,17 +207,17 @@ class Pursuit(MultiAgentEnv[State]):
         from omarl_envs import rendering
 
         scenario, position, velocity = self.scenario, np.asarray(state.position), np.asarray(state.velocity)
-        kinds = [
-            (scenario.n_obstacles, scenario.obstacle_radius, rendering.GREY, 1.0),
-            (scenario.n_food, scenario.food_radius, rendering.GOLD, 1.0),
-            (scenario.n_forests, scenario.forest_radius, rendering.GREEN, 0.25),
-        ]
-        styles = [style for count, *style in kinds for _ in range(count)]
+        ends = [scenario.n_obstacles, scenario.n_obstacles + scenario.n_food]
+        obstacles, food, forests = np.split(np.asarray(state.landmarks), ends)
         touching = np.linalg.norm(position[:-1] - position[-1], axis=-1) < PREDATOR_RADIUS + scenario.prey_radius
         picture = rendering.Picture(1.5 * AGENT_BOX, f"step {int(state.step)}/{physics.EPISODE_LENGTH}")
         picture.square((0.0, 0.0), 2 * AGENT_BOX, edge=rendering.GREY)
-        for landmark, style in zip(np.asarray(state.landmarks), styles, strict=True):
-            picture.disc(landmark, *style)
+        for obstacle in obstacles:
+            picture.disc(obstacle, scenario.obstacle_radius, rendering.GREY)
+        for forest in forests:
+            picture.disc(forest, scenario.forest_radius, rendering.GREEN, alpha=0.25)
+        for bite in food:
+            picture.disc(bite, scenario.food_radius, rendering.GOLD)
         for i, touches in enumerate(touching):
             edge = rendering.RED if touches else None
             picture.mover(position[i], velocity[i], PREDATOR_RADIUS, rendering.BLUE, edge)

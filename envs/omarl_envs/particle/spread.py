@@ -118,7 +118,7 @@ def _rewards(position: chex.Array, landmarks: chex.Array) -> chex.Array:
     agents = physics.vectors(position)
     covered = jnp.zeros(())
     for landmark in physics.vectors(landmarks):
-        nearest = jnp.inf
+        nearest: chex.Array | float = jnp.inf
         for agent in agents:
             nearest = jnp.minimum(nearest, (agent - landmark).squared_norm)
         covered += _cover(nearest)

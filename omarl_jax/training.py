@@ -1,0 +1,245 @@
+"""The compiled training loop: many runs of one method in one program.
+
+Runs differ in seed, in float hyperparameters and in the data they sample; everything that shapes a program (method,
+task, widths, batch size) they share. A *chunk* is a scan over learning rounds, mapped over runs. Randomness is
+`fold_in(run key, round)`, and the run key depends on the seed alone, so it is the same whatever the size of the
+chunk, the neighbours in the program, or the number of devices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from omarl_envs.base import MultiAgentEnv
+
+from omarl_jax import evaluation
+from omarl_jax.algorithms import Method
+from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
+from omarl_jax.errors import UserError
+from omarl_jax.types import Metrics, TaskSpec
+
+
+class Lane(NamedTuple):
+    """One run inside a program; in a program every leaf begins with (R,).
+
+    Attributes:
+        state: the method's state.
+        diverged_at: () int32, the first round that was not finite, or -1. From the chunk with that round on the state
+            stays as it was before that chunk.
+    """
+
+    state: Any
+    diverged_at: chex.Array
+
+
+class Plan(NamedTuple):
+    """What a lane is given: nothing in it changes while it trains; in a program every leaf begins with (R,).
+
+    Attributes:
+        config: the method's hyperparameters.
+        key: the run's key.
+        window: the part of the data it samples from.
+    """
+
+    config: Any
+    key: chex.PRNGKey
+    window: Window
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the lanes of a program run. Numbers are reproduced to the last bit by the same layout only.
+
+    Attributes:
+        lanes: R, a multiple of `devices`; if there are fewer runs, the last one is repeated.
+        group: lanes of one device that are computed together (`vmap`); groups follow each other.
+        devices: devices that the lanes are spread over.
+    """
+
+    lanes: int
+    group: int
+    devices: int
+
+    @staticmethod
+    def default(runs: int) -> "Layout":
+        """All devices; on accelerators all lanes of one together, on a CPU one after the other.
+
+        A CPU's caches hold the activations of one run but not of several, and its cores are busy with one anyway.
+        """
+        devices = min(jax.device_count(), runs)
+        lanes = -(-runs // devices) * devices
+        together = 1 if jax.default_backend() == "cpu" else lanes // devices
+        return Layout(lanes, together, devices)
+
+
+class Trainer:
+    """Trains the runs of one program.
+
+    Args:
+        method: the method.
+        configs: the hyperparameters of each run; their static fields must agree.
+        seeds: the seed of each run.
+        datasets: the data.
+        data_of: for each run, which of the datasets it learns from.
+        env: the task, for evaluation; None if there is no simulator.
+        layout: where the lanes run; by default on all devices.
+
+    Attributes:
+        round: learning rounds done.
+        lanes: the state of every lane, (R, …).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        configs: Sequence[Any],
+        seeds: Sequence[int],
+        datasets: list[Dataset],
+        data_of: Sequence[int],
+        env: MultiAgentEnv | None,
+        layout: Layout | None = None,
+    ):
+        self.method, self.env, self.round = method, env, 0
+        self.spec: TaskSpec = datasets[0].spec
+        self.n_runs = len(seeds)
+        self.layout = layout or Layout.default(self.n_runs)
+        self._mesh = Mesh(np.array(jax.devices()[: self.layout.devices]), ("runs",), axis_types=(AxisType.Auto,))
+        if len({jax.tree.structure(config) for config in configs}) > 1:
+            raise UserError("Runs of one program may differ in float hyperparameters only.")
+
+        needs = method.make(configs[0], self.spec).needs
+        data, windows = gather(datasets, needs)
+        self._data = self._placed(data, PartitionSpec())
+        stats = [dataset.stats() for dataset in datasets]
+        order = [min(lane, self.n_runs - 1) for lane in range(self.layout.lanes)]
+        keys = jax.vmap(jax.random.key)(jnp.array([seeds[run] for run in order], jnp.uint32))
+        init_keys, train_keys, self._evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+        config = _stacked([configs[run] for run in order])
+        plan = Plan(config, train_keys, _stacked([windows[data_of[run]] for run in order]))
+        self._plan = self._placed(plan, PartitionSpec("runs"))
+        lane_stats = _stacked([stats[data_of[run]] for run in order])
+
+        def init(config: Any, key: chex.PRNGKey, stats: Any) -> Lane:
+            return Lane(method.make(config, self.spec).init(key, stats), jnp.int32(-1))
+
+        self.lanes: Lane = self._placed(jax.jit(jax.vmap(init))(config, init_keys, lane_stats), PartitionSpec("runs"))
+        self._chunks: dict[int, Callable[..., tuple[Lane, Metrics]]] = {}
+        self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
+
+    def advance(self, rounds: int) -> dict[str, np.ndarray]:
+        """Makes learning rounds.
+
+        Returns:
+            metrics, each the mean over these rounds, (runs,).
+        """
+        if rounds not in self._chunks:
+            self._chunks[rounds] = self._compiled(self._train_lane(rounds), donate=True)
+        self.lanes, metrics = self._chunks[rounds]((self.lanes, self._plan), (self._data, jnp.int32(self.round)))
+        self.round += rounds
+        return {name: np.asarray(values)[: self.n_runs] for name, values in metrics.items()}
+
+    def evaluate(self, episodes: int) -> dict[str, np.ndarray]:
+        """Plays episodes with each policy as it is now, greedily.
+
+        Returns:
+            for each quantity of the task its sums over episodes, (runs, episodes); `return` is among them.
+        """
+        if self.env is None:
+            raise UserError("There is no simulator to evaluate with.")
+        if episodes not in self._evaluations:
+            self._evaluations[episodes] = self._compiled(self._evaluate_lane(episodes), donate=False)
+        lanes = (self.lanes.state.policy, self._plan.config, self._evaluation_keys)
+        results = self._evaluations[episodes](lanes, jnp.int32(self.round))
+        return {name: np.asarray(values)[: self.n_runs] for name, values in results.items()}
+
+    def policy(self, run: int) -> Any:
+        """The policy of one run, on the host."""
+        return jax.tree.map(lambda x: np.asarray(x[run]), self.lanes.state.policy)
+
+    @property
+    def diverged_at(self) -> np.ndarray:
+        """(runs,) int, the first round that was not finite, or -1."""
+        return np.asarray(self.lanes.diverged_at)[: self.n_runs]
+
+    def resume(self, lanes: Lane, round: int) -> None:
+        """Continues from a state that was saved."""
+        self.lanes, self.round = self._placed(lanes, PartitionSpec("runs")), round
+
+    def chunk(self, rounds: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The training program and its arguments, for export and inspection."""
+        program = self._mapped(self._train_lane(rounds))
+        return program, ((self.lanes, self._plan), (self._data, jnp.int32(self.round)))
+
+    def _train_lane(self, rounds: int) -> Callable[..., tuple[Lane, Metrics]]:
+        def train(lane_and_plan: tuple[Lane, Plan], shared: tuple[DeviceData, chex.Array]) -> tuple[Lane, Metrics]:
+            (lane, plan), (data, start) = lane_and_plan, shared
+            algorithm = self.method.make(plan.config, self.spec)
+
+            def one_round(carry: Lane, round: chex.Array) -> tuple[Lane, Metrics]:
+                sample_key, update_key = jax.random.split(jax.random.fold_in(plan.key, round))
+                batch = sample(data, plan.window, sample_key, algorithm.needs)
+                state, metrics = algorithm.update(carry.state, batch, update_key)
+                return Lane(state, _first(carry.diverged_at, _finite(metrics), round)), metrics
+
+            end, metrics = jax.lax.scan(one_round, lane, start + jnp.arange(rounds, dtype=jnp.int32))
+            # Parameters can overflow in the last round without any metric that tells.
+            diverged_at = _first(end.diverged_at, _finite(end.state), start + rounds - 1)
+            state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, lane.state)
+            return Lane(state, diverged_at), jax.tree.map(jnp.mean, metrics)
+
+        return train
+
+    def _evaluate_lane(self, episodes: int) -> Callable[..., dict[str, chex.Array]]:
+        def evaluate(lane: tuple[Any, Any, chex.PRNGKey], round: chex.Array) -> dict[str, chex.Array]:
+            policy, config, key = lane
+            algorithm = self.method.make(config, self.spec)
+            key = jax.random.fold_in(key, round)
+            return evaluation.evaluate(self.env, algorithm.act, algorithm.carry, policy, key, episodes)
+
+        return evaluate
+
+    def _mapped(self, lane_function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of one lane -> a function of all lanes, as the layout says."""
+        layout = self.layout
+
+        def many(lanes: Any, shared: Any) -> Any:
+            if layout.group * layout.devices >= layout.lanes:
+                return jax.vmap(lane_function, (0, None))(lanes, shared)
+            return jax.lax.map(lambda lane: lane_function(lane, shared), lanes, batch_size=layout.group)
+
+        if layout.devices == 1:
+            return many
+        over, everywhere = PartitionSpec("runs"), PartitionSpec()
+        return jax.shard_map(many, mesh=self._mesh, in_specs=(over, everywhere), out_specs=over, check_vma=False)
+
+    def _compiled(self, lane_function: Callable[..., Any], donate: bool) -> Callable[..., Any]:
+        mapped = self._mapped(lane_function)
+        if not donate:
+            return jax.jit(mapped)
+
+        def with_lanes_first(lanes: Lane, plan: Plan, shared: Any) -> Any:
+            return mapped((lanes, plan), shared)
+
+        donating = jax.jit(with_lanes_first, donate_argnums=0)
+        return lambda lanes_and_plan, shared: donating(*lanes_and_plan, shared)
+
+    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
+        return jax.device_put(tree, NamedSharding(self._mesh, spec))
+
+
+def _stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def _finite(tree: Any) -> chex.Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+def _first(diverged_at: chex.Array, finite: chex.Array, round: chex.Array) -> chex.Array:
+    return jnp.where((diverged_at < 0) & ~finite, round, diverged_at)
