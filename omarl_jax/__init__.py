@@ -1,0 +1,49 @@
+"""Offline multi-agent reinforcement learning in JAX, end to end on the accelerator.
+
+    from omarl_jax import load_dataset, train
+
+    dataset = load_dataset("particle/spread", "medium", size=100_000)
+    result = train("omar", dataset, seeds=5, rounds=500)
+    print(result.scores)
+
+Importing this package touches no device; each name is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omarl_jax.algorithms import find as find_algorithm
+    from omarl_jax.data.dataset import Dataset as Dataset
+    from omarl_jax.data.recipes import load_dataset as load_dataset
+    from omarl_jax.data.recipes import make_env as make_env
+    from omarl_jax.data.storage import load as open_dataset
+    from omarl_jax.data.storage import save as save_dataset
+    from omarl_jax.errors import UserError as UserError
+    from omarl_jax.export import load_policy as load_policy
+    from omarl_jax.training import Result as Result
+    from omarl_jax.training import make_algorithm as make_algorithm
+    from omarl_jax.training import train as train
+
+_PLACES = {
+    "Dataset": ("data.dataset", "Dataset"),
+    "Result": ("training", "Result"),
+    "UserError": ("errors", "UserError"),
+    "find_algorithm": ("algorithms", "find"),
+    "load_dataset": ("data.recipes", "load_dataset"),
+    "load_policy": ("export", "load_policy"),
+    "make_algorithm": ("training", "make_algorithm"),
+    "make_env": ("data.recipes", "make_env"),
+    "open_dataset": ("data.storage", "load"),
+    "save_dataset": ("data.storage", "save"),
+    "train": ("training", "train"),
+}
+__all__ = sorted(_PLACES)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'omarl_jax' has no attribute '{name}'")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(f"omarl_jax.{module}"), attribute)

@@ -147,9 +147,7 @@ class _Critic(nn.Module):
     n: int
 
     @nn.compact
-    def __call__(
-        self, obs: chex.Array, actions: chex.Array, norm: Norm | None, heads: int | None = None
-    ) -> chex.Array:
+    def __call__(self, obs: chex.Array, actions: chex.Array, norm: Norm | None, heads: int | None = None) -> chex.Array:
         batch = self.input_norm == "batch"
         heads = heads or self.n
         obs = _Normalise(affine=batch, name="obs_norm")(obs, norm)

@@ -46,7 +46,9 @@ class OnlineSettings(NamedTuple):
     warmup: int = 2_500
 
 
-def init(algorithm: Algorithm, learner: Any, env: MultiAgentEnv, settings: OnlineSettings, key: chex.PRNGKey) -> OnlineState:
+def init(
+    algorithm: Algorithm, learner: Any, env: MultiAgentEnv, settings: OnlineSettings, key: chex.PRNGKey
+) -> OnlineState:
     """The state before the first step, for a learner that is fresh or was trained offline."""
     env_state, timestep = jax.vmap(env.reset)(jax.random.split(key, settings.n_envs))
     _, example = _interact(algorithm, env, learner.policy, env_state, timestep.observation, jnp.bool_(True), key)

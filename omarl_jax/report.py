@@ -229,8 +229,9 @@ def _read(folder: Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        with np.load(folder / "evaluations.npz") as file:
-            arrays = dict(file)
+        # Opened here, because NumPy leaves a damaged archive open.
+        with (folder / "evaluations.npz").open("rb") as file, np.load(file) as archive:
+            arrays = dict(archive)
         return Run(
             folder=folder,
             algorithm=config.get("variant") or config["algorithm"],

@@ -7,6 +7,7 @@ chunk, the neighbours in the program, or the number of devices.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import evaluation
+from omarl_jax import algorithms, evaluation
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
+from omarl_jax.data.recipes import make_env
 from omarl_jax.errors import UserError
-from omarl_jax.types import Metrics, TaskSpec
+from omarl_jax.types import Algorithm, Metrics, TaskSpec
 
 
 class Lane(NamedTuple):
@@ -243,3 +245,93 @@ def _finite(tree: Any) -> chex.Array:
 
 def _first(diverged_at: chex.Array, finite: chex.Array, round: chex.Array) -> chex.Array:
     return jnp.where((diverged_at < 0) & ~finite, round, diverged_at)
+
+
+def make_algorithm(name: str, spec: TaskSpec, **hyperparameters: Any) -> Algorithm:
+    """Makes a method as pure functions, its hyperparameters checked.
+
+    Raises:
+        UserError: for an unknown method, or hyperparameters that make no sense.
+    """
+    method = algorithms.find(name)
+    return method.make(method.configure(spec, hyperparameters), spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `train` gives back; R runs, in the order of `configs` and `seeds`.
+
+    Attributes:
+        configs: the hyperparameters of each run.
+        seeds: the seed of each run.
+        rounds: (E,) learning rounds after which the policies were evaluated.
+        returns: (E, R) mean return of each evaluation, in units of the task.
+        scores: (E, R) the same, normalised; None where the task has no reference.
+        metrics: each (E, R), means over the rounds before each evaluation.
+        trainer: to evaluate further, go on, or take the policies from.
+    """
+
+    configs: list[Any]
+    seeds: list[int]
+    rounds: np.ndarray
+    returns: np.ndarray
+    scores: np.ndarray | None
+    metrics: dict[str, np.ndarray]
+    trainer: Trainer
+
+
+def train(
+    algorithm: str,
+    dataset: Dataset,
+    seeds: int | Sequence[int] = 1,
+    rounds: int = 2_000,
+    evaluations: int = 10,
+    episodes: int = 100,
+    env: MultiAgentEnv | None = None,
+    **hyperparameters: Any,
+) -> Result:
+    """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
+
+    Args:
+        algorithm: the method's name.
+        dataset: the data.
+        seeds: how many, or which.
+        rounds: learning rounds.
+        evaluations: how often to evaluate, evenly spread.
+        episodes: of each evaluation.
+        env: the task to evaluate on; by default the one the data was made on.
+        **hyperparameters: a list of values spans a grid.
+
+    Raises:
+        UserError: for unknown names and values that make no sense.
+    """
+    method = algorithms.find(algorithm)
+    axes = [[(name, v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in hyperparameters.items()]
+    grid = [method.configure(dataset.spec, dict(point)) for point in itertools.product(*axes)]
+    each = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    runs = [(config, seed) for config in grid for seed in each]
+    if not runs or rounds < 1 or not 1 <= evaluations <= rounds:
+        raise UserError("There must be at least one seed and one round, and not more evaluations than rounds.")
+    configs, run_seeds = [config for config, _ in runs], [seed for _, seed in runs]
+    env = env or make_env(dataset.spec.name, **dataset.metadata.get("options", {}))
+    trainer = Trainer(method, configs, run_seeds, [dataset], [0] * len(runs), env)
+    size = even_chunk(rounds, evaluations)
+    metrics, returns = [], []
+    while trainer.round < rounds:
+        metrics.append(trainer.advance(size))
+        returns.append(trainer.evaluate(episodes)["return"].mean(axis=1))
+    stacked = np.stack(returns)
+    return Result(
+        configs=configs,
+        seeds=run_seeds,
+        rounds=np.arange(size, rounds + 1, size),
+        returns=stacked,
+        scores=None if env.reference is None else env.reference.normalise(stacked),
+        metrics={name: np.stack([row[name] for row in metrics]) for name in metrics[0]},
+        trainer=trainer,
+    )
+
+
+def even_chunk(rounds: int, evaluations: int) -> int:
+    """Rounds between evaluations: a divisor of all rounds, so that one program is compiled."""
+    return next(rounds // n for n in range(min(evaluations, rounds), 0, -1) if rounds % n == 0)

@@ -88,7 +88,14 @@ class Update(Protocol):
 
 class Act(Protocol):
     def __call__(
-        self, policy: Any, obs: chex.Array, mask: chex.Array | None, carry: Any, key: chex.PRNGKey, explore: bool = False
+        self,
+        policy: Any,
+        obs: chex.Array,
+        mask: chex.Array | None,
+        carry: Any,
+        key: chex.PRNGKey,
+        /,
+        explore: bool = False,
     ) -> tuple[chex.Array, Any]: ...
 
 

@@ -35,6 +35,7 @@ class ScoreReference(NamedTuple):
     random: float
     expert: float
     source: str
+    published: bool = False  # whether they are the paper's, so that scores compare with its tables
 
     def normalise(self, returns):  # type: ignore[no-untyped-def]  # any array type, returned as it came
         """Normalises returns (any shape, task units) to scores: 0 is the random policy, 100 the expert."""

@@ -2,6 +2,8 @@
 
     L_π = mean |π_i(o_i) - a_i|²                (deterministic, the default)
     L_π = -mean log π_i(a_i | o_i)              (stochastic: a Gaussian squashed by tanh)
+
+Acting deterministically, the stochastic policy takes tanh of the Gaussian's mean.
 """
 
 from typing import Any, NamedTuple
@@ -64,7 +66,7 @@ def bc(config: Config, spec: TaskSpec) -> Algorithm:
             out = policy.apply(params, obs, norm)  # (B, A), or mean and log standard deviation
             own = jnp.tanh(out[0]) if config.stochastic else out
             if config.stochastic:
-                loss = -networks.tanh_gaussian_log_prob(*out, actions).mean()
+                loss = -networks.tanh_gaussian_log_prob(out[0], out[1], actions).mean()
             else:
                 loss = jnp.square(out - actions).mean()
             return loss, {"policy_loss": loss, "saturation": saturation(own)}
@@ -82,6 +84,6 @@ def bc(config: Config, spec: TaskSpec) -> Algorithm:
         out = jax.vmap(policy.apply)(policies.params, obs, policies.norm)
         if not config.stochastic:
             return out, carry
-        return networks.tanh_gaussian_sample(*out, key) if explore else jnp.tanh(out[0]), carry
+        return networks.tanh_gaussian_sample(out[0], out[1], key) if explore else jnp.tanh(out[0]), carry
 
     return Algorithm(init, update, act, Needs(config.batch_size))

@@ -10,7 +10,8 @@ belongs, which `published_density` reproduces. There is no target noise and no d
 agents of a round learn from one joint batch (published: a fresh one each).
 
 With `centralised`, one critic, learning the mean reward, sees all observations and actions; agent i's policy is judged
-with the other agents' actions from the data (Shao et al. 2023, `MATD3CC`, but one critic update a round, not five).
+with the other agents' actions from the data (Shao et al. 2023, `MATD3CC`, but one critic update a round, not five, and
+no noise on target actions).
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ from omarl_jax.algorithms.formulas import (
     conservative_penalty,
     cql_actions,
     minimise,
-    require,
+    require_not_negative,
+    require_positive,
     saturation,
     seen,
     soft_update,
@@ -86,8 +88,8 @@ class State(NamedTuple):
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_actor_critic("cql", config, spec)
-    require(config.cql_alpha >= 0, f"cql_alpha must not be negative, not {config.cql_alpha}.")
-    require(config.cql_samples >= 1, f"cql_samples must be at least 1, not {config.cql_samples}.")
+    require_not_negative(config, "cql_alpha", "policy_penalty")
+    require_positive(config, "cql_samples", "sample_noise")
 
 
 def cql(config: Config, spec: TaskSpec) -> Algorithm:
@@ -156,9 +158,8 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
         )
 
         # --- policy ---
-        def policy_loss(
-            params: Any, agent: Any, obs: Any, norm: Any, critic_params: Any, critic_obs: Any, critic_norm: Any
-        ) -> tuple[chex.Array, Metrics]:
+        def policy_loss(params: Any, agent: Any, obs: Any, norm: Any, judge: Any) -> tuple[chex.Array, Metrics]:
+            critic_params, critic_obs, critic_norm = judge
             own = policy.apply(params, obs, norm)  # (B, A)
             judged = with_own(own, batch.actions, agent, config.centralised)
             q = critic.apply(critic_params, critic_obs, judged, critic_norm, heads=1)[0]
@@ -167,7 +168,7 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
 
         judges = jax.tree.map(lambda x: jnp.repeat(x, n // groups, axis=0), (critics, view(batch.obs), critic_norm))
         policies, policy_optimiser, policy_metrics = jax.vmap(minimise(policy_loss, optimiser))(
-            state.policy.params, state.policy_optimiser, jnp.arange(n), seen(batch.obs, n), norm, *judges
+            state.policy.params, state.policy_optimiser, jnp.arange(n), seen(batch.obs, n), norm, judges
         )
         moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
 

@@ -1,14 +1,15 @@
 """Formulas that several methods share, each of a few lines."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from omarl_jax.errors import UserError
+from omarl_jax.errors import UserError, unknown
 from omarl_jax.types import Metrics, TaskSpec, Transition
 
 
@@ -134,8 +135,11 @@ def saturation(actions: chex.Array) -> chex.Array:
 def validate_learner(name: str, config: Any, spec: TaskSpec) -> None:
     """The checks that every method for continuous actions shares."""
     require_kind(name, "continuous", spec)
-    require(config.lr > 0, f"lr must be positive, not {config.lr}.")
-    require(config.grad_clip > 0, f"grad_clip must be positive, not {config.grad_clip}.")
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in choices:
+            raise unknown(field.name, str(value), choices)
+    require_positive(config, "lr", "grad_clip")
     require(config.batch_size >= 2, f"batch_size must be at least 2, not {config.batch_size}.")
     sensible = len(config.hidden) > 0 and min(config.hidden) > 0
     require(sensible, f"hidden must hold positive widths, not {config.hidden}.")
@@ -154,8 +158,20 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_positive(config: Any, *names: str) -> None:
+    """Raises a `UserError` unless all these hyperparameters are greater than 0."""
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0, f"{name} must be positive, not {value}.")
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Raises a `UserError` unless all these hyperparameters are at least 0."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= 0, f"{name} must not be negative, not {value}.")
+
+
 def require_kind(name: str, kind: str, spec: TaskSpec) -> None:
     """Raises a `UserError` if a method for one kind of actions meets a task of the other."""
-    require(
-        spec.kind == kind, f"'{name}' needs {kind} actions, but the task '{spec.name}' has {spec.kind} ones."
-    )
+    require(spec.kind == kind, f"'{name}' needs {kind} actions, but the task '{spec.name}' has {spec.kind} ones.")

@@ -4,10 +4,7 @@ Trained offline it is OMAR's update without the pessimism (Pan et al. 2022, abla
 """
 
 from omarl_jax.algorithms import matd3
-from omarl_jax.algorithms.matd3 import validate
 from omarl_jax.types import Algorithm, TaskSpec, config
-
-__all__ = ["Config", "itd3", "validate"]
 
 
 @config
@@ -16,6 +13,11 @@ class Config(matd3.Config):
 
     centralised: bool = False
     """Whether critics see all agents, or only their own."""
+
+
+def validate(config: Config, spec: TaskSpec) -> None:
+    """Raises a `UserError` for hyperparameters that make no sense."""
+    matd3.validate(config, spec, "itd3")
 
 
 def itd3(config: Config, spec: TaskSpec) -> Algorithm:

@@ -1,10 +1,7 @@
 """MADDPG (Lowe et al. 2017): MATD3 with one critic an agent, no target noise and no delay."""
 
 from omarl_jax.algorithms import matd3
-from omarl_jax.algorithms.matd3 import validate
 from omarl_jax.types import Algorithm, TaskSpec, config
-
-__all__ = ["Config", "maddpg", "validate"]
 
 
 @config
@@ -17,6 +14,11 @@ class Config(matd3.Config):
     """Critic updates for each policy update."""
     n_critics: int = 1
     """Critics an agent; the least of them counts in targets."""
+
+
+def validate(config: Config, spec: TaskSpec) -> None:
+    """Raises a `UserError` for hyperparameters that make no sense."""
+    matd3.validate(config, spec, "maddpg")
 
 
 def maddpg(config: Config, spec: TaskSpec) -> Algorithm:

@@ -23,14 +23,15 @@ from omarl_jax.algorithms.formulas import (
     bootstrapped,
     clipped_adam,
     minimise,
-    require,
+    require_not_negative,
+    require_positive,
     saturation,
     seen,
     soft_update,
     validate_actor_critic,
     with_own,
 )
-from omarl_jax.networks import InputNorm, Norm, Policy
+from omarl_jax.networks import InputNorm, Policy
 from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
 
 
@@ -80,11 +81,11 @@ class State(NamedTuple):
     round: chex.Array
 
 
-def validate(config: Config, spec: TaskSpec) -> None:
+def validate(config: Config, spec: TaskSpec, name: str = "matd3") -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_actor_critic("matd3", config, spec)
-    require(config.policy_delay >= 1, f"policy_delay must be at least 1, not {config.policy_delay}.")
-    require(config.n_critics >= 1, f"n_critics must be at least 1, not {config.n_critics}.")
+    validate_actor_critic(name, config, spec)
+    require_not_negative(config, "target_noise", "target_noise_clip", "exploration_noise", "policy_penalty")
+    require_positive(config, "policy_delay", "n_critics")
 
 
 def matd3(config: Config, spec: TaskSpec) -> Algorithm:
@@ -94,7 +95,7 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
     critic = networks.critic(config.hidden, config.input_norm, config.n_critics)
     optimiser = clipped_adam(config.lr, config.grad_clip)
 
-    def critic_view(x: chex.Array) -> chex.Array:  # (B, N, X) -> (N, B, N X), or (N, B, X) if decentralised
+    def view(x: chex.Array) -> chex.Array:  # (B, N, X) -> (N, B, N X), or (N, B, X) if decentralised
         return jnp.repeat(seen(x, 1), n, axis=0) if config.centralised else seen(x, n)
 
     def init(key: chex.PRNGKey, stats: Stats) -> State:
@@ -102,7 +103,7 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
         norm = networks.initial_norm(config.input_norm, stats)
         obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
         policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, n, critic_view(obs)[0], critic_view(actions)[0], norm.viewed(critic_view).of(0))
+        critics = critic.init(critic_key, n, view(obs)[0], view(actions)[0], norm.viewed(view).of(0))
         return State(
             policy=Policy(policies, norm),
             critic=critics,
@@ -114,19 +115,17 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
         )
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        obs, critic_obs, critic_actions = seen(batch.obs, n), critic_view(batch.obs), critic_view(batch.actions)
+        obs, critic_obs, critic_actions = seen(batch.obs, n), view(batch.obs), view(batch.actions)
         norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.viewed(critic_view)
+        critic_norm = None if norm is None else norm.viewed(view)
 
         # --- target ---
         next_actions = jax.vmap(policy.apply, out_axes=1)(state.target_policy, seen(batch.next_obs, n), norm)
         noise = config.target_noise * jax.random.normal(key, next_actions.shape)
         noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
         next_actions = jnp.clip(next_actions + noise, -1.0, 1.0)  # (B, N, A)
-        next_q = jax.vmap(critic.apply)(
-            state.target_critic, critic_view(batch.next_obs), critic_view(next_actions), critic_norm
-        ).min(axis=1)  # (N, B)
-        target = bootstrapped(batch.rewards.T, batch.terminal.T, next_q, config.gamma)
+        next_q = jax.vmap(critic.apply)(state.target_critic, view(batch.next_obs), view(next_actions), critic_norm)
+        target = bootstrapped(batch.rewards.T, batch.terminal.T, next_q.min(axis=1), config.gamma)  # (N, B)
 
         # --- critic ---
         def critic_loss(params: Any, obs: Any, actions: Any, norm: Any, target: Any) -> tuple[chex.Array, Metrics]:

@@ -10,8 +10,9 @@ finds:
 The search starts at N(0, σ₀²) for every observation. `omar`, the default: each iteration draws K actions, clips them,
 and moves the mean to their average weighted by softmax(Q) and the standard deviation to their spread around it (eq. 4).
 Ablations: `cem` fits both to the elites, which stay in the pool (the published code for MuJoCo); `random_shooting`
-draws as many actions uniformly. Published scores use `search_steps` 3 and K 10 (particle tasks), or `cem` with 2, 20
-and 5 elites (MuJoCo).
+draws as many actions uniformly. As published, π_i(o_i) and the candidates of an iteration are each judged in a pass of
+their own, with the batch statistics of that pass. Published scores use `search_steps` 3 and K 10 (particle tasks), or
+`cem` with 2, 20 and 5 elites (MuJoCo).
 
 Note the published c: it is 1 in half of the particle datasets, which leaves no policy gradient at all. The published
 code never passes MuJoCo's γ of 0.99 on and runs with 0.95; set `gamma` for either.
@@ -32,6 +33,8 @@ from omarl_jax.algorithms.formulas import (
     cql_actions,
     minimise,
     require,
+    require_not_negative,
+    require_positive,
     saturation,
     seen,
     soft_update,
@@ -103,13 +106,12 @@ class State(NamedTuple):
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_actor_critic("omar", config, spec)
-    require(config.cql_alpha >= 0, f"cql_alpha must not be negative, not {config.cql_alpha}.")
+    require_not_negative(config, "cql_alpha", "policy_penalty")
+    require_positive(config, "cql_samples", "sample_noise", "search_std", "search_steps")
     require(0 <= config.omar_coef <= 1, f"omar_coef must lie in [0, 1], not {config.omar_coef}.")
-    require(config.search_steps >= 1, f"search_steps must be at least 1, not {config.search_steps}.")
     require(config.search_samples >= 2, f"search_samples must be at least 2, not {config.search_samples}.")
-    few = 2 <= config.search_elites <= config.search_samples
+    few = config.search != "cem" or 2 <= config.search_elites <= config.search_samples
     require(few, f"search_elites must lie between 2 and search_samples, not {config.search_elites}.")
-    require(config.cql_samples >= 1, f"cql_samples must be at least 1, not {config.cql_samples}.")
 
 
 def omar(config: Config, spec: TaskSpec) -> Algorithm:
@@ -180,18 +182,20 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
 
         # --- policy ---
         def policy_loss(
-            params: Any, agent: Any, obs: Any, norm: Any, critic_params: Any, critic_obs: Any, critic_norm: Any, key: Any
+            params: Any, agent: Any, obs: Any, norm: Any, judge: Any, key: Any
         ) -> tuple[chex.Array, Metrics]:
+            critic_params, critic_obs, critic_norm = judge
+
             def q(actions: chex.Array) -> chex.Array:  # (…, B, A) -> (…, B)
                 judged = with_own(actions, batch.actions, agent, config.centralised)
                 return critic.apply(critic_params, critic_obs, judged, critic_norm, heads=1)[0]
 
             own = policy.apply(params, obs, norm)  # (B, A)
-            found = search(q, key, own.shape, config)
-            both = jax.lax.stop_gradient(jnp.stack([own, found]))  # (2, B, A)
-            best = better(both, q(both))
-            imitation = jnp.square(own - best).mean()
-            loss = config.omar_coef * imitation - (1.0 - config.omar_coef) * q(own).mean()
+            value = q(own)
+            found, found_value = search(q, key, own.shape, config)
+            best = jnp.where((found_value > value)[:, None], found, own)
+            imitation = jnp.square(own - jax.lax.stop_gradient(best)).mean()
+            loss = config.omar_coef * imitation - (1.0 - config.omar_coef) * value.mean()
             loss += config.policy_penalty * jnp.square(own).mean()
             return loss, {"policy_loss": loss, "imitation": imitation, "saturation": saturation(own)}
 
@@ -202,7 +206,7 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
             jnp.arange(n),
             seen(batch.obs, n),
             norm,
-            *judges,
+            judges,
             jax.random.split(search_key, n),
         )
         moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
@@ -226,7 +230,9 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
     return Algorithm(init, update, act, Needs(config.batch_size))
 
 
-def search(q: Callable[[chex.Array], chex.Array], key: chex.PRNGKey, shape: tuple[int, ...], config: Config) -> chex.Array:
+def search(
+    q: Callable[[chex.Array], chex.Array], key: chex.PRNGKey, shape: tuple[int, ...], config: Config
+) -> tuple[chex.Array, chex.Array]:
     """The zeroth-order search for a good action, independently for each observation.
 
     Args:
@@ -236,11 +242,11 @@ def search(q: Callable[[chex.Array], chex.Array], key: chex.PRNGKey, shape: tupl
         config: how to search.
 
     Returns:
-        (B, A) the best candidate of the last iteration.
+        the best candidate of the last iteration, (B, A), and its value, (B,).
     """
     if config.search == "random_shooting":
         candidates = jax.random.uniform(key, (config.search_steps * config.search_samples, *shape), minval=-1.0)
-        return better(candidates, q(candidates))
+        return best_of(candidates, q(candidates))
     mean, std = jnp.zeros(shape), jnp.full(shape, config.search_std)
     kept: list[tuple[chex.Array, chex.Array]] = []
     for step_key in jax.random.split(key, config.search_steps):
@@ -257,9 +263,10 @@ def search(q: Callable[[chex.Array], chex.Array], key: chex.PRNGKey, shape: tupl
             weights = jax.nn.softmax(values, axis=0)[..., None]
             mean = jnp.sum(weights * candidates, axis=0)
             std = jnp.sqrt(jnp.square(candidates - mean).mean(axis=0))
-    return better(candidates, values)
+    return best_of(candidates, values)
 
 
-def better(candidates: chex.Array, values: chex.Array) -> chex.Array:
-    """The candidate of the highest value: (K, B, A), (K, B) -> (B, A)."""
-    return jnp.take_along_axis(candidates, values.argmax(axis=0)[None, :, None], axis=0)[0]
+def best_of(candidates: chex.Array, values: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """The candidate of the highest value, and that value: (K, B, A), (K, B) -> (B, A), (B,)."""
+    best = values.argmax(axis=0)[None, :, None]
+    return jnp.take_along_axis(candidates, best, axis=0)[0], values.max(axis=0)

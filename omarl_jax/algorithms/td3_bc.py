@@ -23,6 +23,7 @@ from omarl_jax.algorithms.formulas import (
     bootstrapped,
     clipped_adam,
     minimise,
+    require_not_negative,
     saturation,
     seen,
     soft_update,
@@ -78,6 +79,7 @@ class State(NamedTuple):
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_actor_critic("td3_bc", config, spec)
+    require_not_negative(config, "alpha", "target_noise", "target_noise_clip", "policy_penalty")
 
 
 def td3_bc(config: Config, spec: TaskSpec) -> Algorithm:
@@ -131,8 +133,9 @@ def td3_bc(config: Config, spec: TaskSpec) -> Algorithm:
 
         # --- policy ---
         def policy_loss(
-            params: Any, agent: Any, obs: Any, actions: Any, norm: Any, critic_params: Any, critic_obs: Any, critic_norm: Any
+            params: Any, agent: Any, obs: Any, actions: Any, norm: Any, judge: Any
         ) -> tuple[chex.Array, Metrics]:
+            critic_params, critic_obs, critic_norm = judge
             own = policy.apply(params, obs, norm)  # (B, A)
             judged = with_own(own, batch.actions, agent, config.centralised)
             q = critic.apply(critic_params, critic_obs, judged, critic_norm, heads=1)[0]
@@ -149,7 +152,7 @@ def td3_bc(config: Config, spec: TaskSpec) -> Algorithm:
             seen(batch.obs, n),
             seen(batch.actions, n),
             norm,
-            *judges,
+            judges,
         )
         moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
 

@@ -95,8 +95,8 @@ class Card:
         if self.reference is None:
             reference = "none"
         else:
-            random, expert, source = self.reference
-            reference = f"0 is a return of {random:g}, 100 one of {expert:g} ({source})"
+            zero, hundred = self.reference.random, self.reference.expert
+            reference = f"0 is a return of {zero:g}, 100 one of {hundred:g} ({self.reference.source})"
         facts = [
             ("recipe", self.recipe),
             ("behaviour", self.behaviour),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omarl_envs.spec import ScoreReference
 
 from omarl_jax.data.card import card, draw, write
 from omarl_jax.data.dataset import Dataset
@@ -28,7 +29,7 @@ def test_the_numbers_of_a_continuous_dataset(continuous: Dataset):
     assert (returns.counts[0], returns.counts[20], returns.counts[-1]) == (1, 1, 1)  # bins of width 0.4
     assert (sum(returns.counts), returns.edges[0], returns.edges[-1]) == (3, 6, 18)
     assert found.score == pytest.approx(100 * 38 / 3 / 20)
-    assert found.reference == (0, 20, "source unknown")
+    assert found.reference == ScoreReference(0, 20, "source unknown")
 
     assert (found.lengths.mean, found.lengths.counts, found.lengths.edges) == (2, [1, 1, 1], [0.5, 1.5, 2.5, 3.5])
     assert found.agent_rewards == pytest.approx([19 / 6, 19 / 2])

@@ -113,7 +113,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bit": (_flip_a_bit, "rewards.npy was changed"),
     "short": (lambda f: os.truncate(f / "obs.npy", 200), "obs.npy is truncated"),
     "empty": (lambda f: os.truncate(f / "obs.npy", 0), "obs.npy is truncated"),
-    "long": (lambda f: (f / "obs.npy").open("ab").write(b"x"), "obs.npy was changed.*longer"),
+    "long": (lambda f: os.truncate(f / "obs.npy", (f / "obs.npy").stat().st_size + 1), "obs.npy was changed.*longer"),
     "text": (lambda f: (f / "obs.npy").write_text("1, 2, 3\n" * 99), "obs.npy is truncated or is no array file"),
     "missing": (lambda f: (f / "actions.npy").unlink(), "actions.npy is missing"),
     "dtype": (lambda f: np.save(f / "rewards.npy", np.zeros((9, 2))), r"holds <f8 of .* says <f4"),

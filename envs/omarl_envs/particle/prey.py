@@ -52,7 +52,8 @@ def load_prey(path: str | pathlib.Path, obs_dim: int) -> Prey:
         ValueError: if the file is not such an archive, or the network does not fit or has impossible numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves a damaged archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             prey = Prey(**{name: archive[name].astype(np.float32) for name in Prey._fields})
     except FileNotFoundError:
         raise ValueError(f"There is no prey file '{path}'.") from None

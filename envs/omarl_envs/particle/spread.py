@@ -49,7 +49,7 @@ class Spread(MultiAgentEnv[State]):
             state_is_obs=True,
         )
         if n_agents == 3:
-            self.reference = ScoreReference(159.8, 516.8, "OMAR, published constants")
+            self.reference = ScoreReference(159.8, 516.8, "OMAR, published constants", published=True)
         self.time_limit_is_terminal = time_limit_is_terminal
         self.half_side = 1.0 if n_agents <= 3 else 2.0 if n_agents <= 10 else 2.0 * (n_agents / 10.0) ** 0.5
         super().__init__()

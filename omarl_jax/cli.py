@@ -1,0 +1,444 @@
+"""The command line. Each verb is a function here; its arguments and its help come from its signature.
+
+A mistake of the user ends with one sentence and exit code 1; so does a sweep in which runs failed, after its report.
+Everything that needs JAX is imported by the verb that needs it, so that `--help` is quick.
+"""
+
+import ast
+import dataclasses
+import inspect
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from omarl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from omarl_jax.sweep import Grid
+
+_Quality = Literal["random", "medium-replay", "medium", "expert"]
+_Positional = tyro.conf.Positional
+_console = Console()
+_errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        code = _run(sys.argv[1:])
+    except UserError as error:
+        _errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        code = 1
+    except KeyboardInterrupt:
+        _errors.print("Stopped. The same command continues where it was.")
+        code = 130
+    sys.exit(code or 0)
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if verb == "data":
+        return tyro.extras.subcommand_cli_from_dict(_DATA_VERBS, prog="omarl data", args=rest or ["--help"])
+    if verb == "train" and rest and not rest[0].startswith("-"):
+        return _train(rest[0], rest[1:])
+    about = "Offline multi-agent reinforcement learning in JAX."
+    return tyro.extras.subcommand_cli_from_dict(
+        _VERBS, prog="omarl", description=about, args=arguments or ["--help"]
+    )
+
+
+# --- Verbs ---
+
+
+def list_names() -> None:
+    """Lists the algorithms, the tasks and the datasets."""
+    import omarl_envs
+
+    from omarl_jax import algorithms
+    from omarl_jax.data.recipes import QUALITIES
+
+    table = Table("algorithms", "tasks", "datasets", box=None, header_style="bold")
+    table.add_row("\n".join(algorithms.methods()), "\n".join(omarl_envs.task_names()), "\n".join(QUALITIES))
+    _console.print(table)
+
+
+def collect(
+    task: _Positional[str],
+    dataset: _Positional[_Quality],
+    out: pathlib.Path,
+    seed: int = 0,
+    size: int | None = None,
+    option: tuple[str, ...] = (),
+) -> None:
+    """Makes a dataset by its recipe and writes it to disk, with its card.
+
+    Args:
+        task: for example particle/spread.
+        dataset: which recipe.
+        out: folder to write; it must not exist yet.
+        seed: of the rollouts.
+        size: transitions; by default the published number.
+        option: constructor arguments of the task, as name=value.
+    """
+    from omarl_jax.data import card, storage
+    from omarl_jax.data.recipes import load_dataset
+
+    made = load_dataset(task, dataset, seed, size, **_options(option))
+    storage.save(made, out)
+    card.write(card.card(made), out)
+    _console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
+
+
+def train() -> None:
+    """Trains one algorithm: omarl train ALGORITHM --help tells its arguments.
+
+    Several seeds, and several values of float hyperparameters, are trained in one program.
+    """
+    from omarl_jax import algorithms
+
+    _console.print("usage: omarl train ALGORITHM TASK DATASET [options]")
+    _console.print("ALGORITHM is one of " + ", ".join(algorithms.methods()) + "; with --help it tells its options.")
+
+
+def evaluate(
+    policy: _Positional[pathlib.Path],
+    episodes: int = 1000,
+    seed: int = 0,
+    gif: pathlib.Path | None = None,
+    option: tuple[str, ...] = (),
+) -> None:
+    """Plays episodes with a trained policy and prints their returns.
+
+    Args:
+        policy: the folder of a run, or a policy file.
+        episodes: how many.
+        seed: of the episodes.
+        gif: also write one episode as a GIF.
+        option: constructor arguments of the task, as name=value.
+    """
+    import jax
+    import numpy as np
+
+    from omarl_jax import evaluation
+    from omarl_jax.data.recipes import make_env
+    from omarl_jax.export import load_policy
+
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}.")
+    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
+    env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | _options(option)))
+    if env.task_spec != saved.spec:
+        raise UserError(f"This policy was trained on another form of '{saved.spec.name}'; give its --option values.")
+    act, carry = saved.functions
+    played = jax.jit(lambda key: evaluation.evaluate(env, act, carry, saved.params, key, episodes))(jax.random.key(seed))
+    returns = np.asarray(played["return"])
+    table = Table("", "mean", "sd", "min", "max", box=None, header_style="bold")
+    rows = {"return": returns} | {name: np.asarray(v) for name, v in played.items() if name != "return"}
+    if env.reference is not None:
+        rows = {"score": env.reference.normalise(returns)} | rows
+    for name, values in rows.items():
+        table.add_row(name, *(f"{number:.2f}" for number in (values.mean(), values.std(), values.min(), values.max())))
+    _console.print(table)
+    if gif is not None:
+        write_gif(env, act, carry, saved.params, gif, seed)
+        _console.print(f"GIF: {gif}")
+
+
+def sweep(grid: _Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
+    """Trains all runs of a grid, continues those that were killed, and writes the report.
+
+    Args:
+        grid: a TOML file, for example experiments/omar_particle.toml.
+        out: folder for the runs; by default results/NAME OF THE GRID.
+        wandb: a Weights & Biases project to log to; offline where there is no key.
+    """
+    from omarl_jax.sweep import read_grid
+
+    return _sweep(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
+
+
+def report(runs: _Positional[pathlib.Path], out: pathlib.Path | None = None) -> None:
+    """Makes tables, curves and an HTML page of finished runs.
+
+    Args:
+        runs: a folder with runs in it, at any depth.
+        out: folder to write to; by default RUNS/report.
+    """
+    from omarl_jax import report
+
+    finished = report.load_runs(runs)
+    if not finished:
+        raise UserError(f"There are no finished runs in '{runs}'.")
+    paths = report.write_report(finished, out or runs / "report", report.unfinished(runs))
+    report.print_table(report.table(finished), _console)
+    for name, path in paths.items():
+        _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+
+def behaviour(
+    task: _Positional[str],
+    out: pathlib.Path,
+    medium: float,
+    expert: float,
+    algorithm: str = "matd3",
+    seed: int = 0,
+    rounds: int = 30_000,
+    every: int = 250,
+    option: tuple[str, ...] = (),
+) -> None:
+    """Trains the behaviour policies that datasets are made of, online, and writes their snapshots.
+
+    Args:
+        task: for example particle/spread.
+        out: file to write, an .npz.
+        medium: normalised score that the medium data should have.
+        expert: the same for the expert data.
+        algorithm: an online method.
+        seed: of training.
+        rounds: learning rounds, each after 100 environment steps.
+        every: rounds between snapshots.
+        option: constructor arguments of the task, as name=value.
+    """
+    from omarl_jax.data import behaviour
+    from omarl_jax.data.recipes import make_env
+
+    env = make_env(task, **_options(option))
+    if env.reference is None:
+        raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
+    snapshots = behaviour.train(env, algorithm, {}, seed, rounds, every)
+    chosen = behaviour.choose(env, snapshots, medium, expert)
+    behaviour.save(out, env, algorithm, {}, seed, snapshots, chosen)
+    for quality, numbers in chosen.items():
+        told = ", ".join(f"{snapshots[i]['round']}: {env.reference.normalise(snapshots[i]['explored']):.1f}" for i in numbers)
+        _console.print(f"{quality} (round: score) {told}")
+
+
+def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> int:
+    """Makes data of cooperative navigation, trains OMAR, MA-CQL and BC, and prints how they compare.
+
+    Args:
+        out: folder for everything it makes.
+        seeds: runs of each method.
+    """
+    from omarl_jax.demo import demo_grid, demo_pictures
+
+    code = _sweep(demo_grid(seeds), out, None)
+    for name, path in demo_pictures(out).items():
+        _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    return code
+
+
+def data_list() -> None:
+    """Lists what can be made by recipe: tasks, qualities, sizes and behaviour policies."""
+    from omarl_jax.data import recipes
+
+    table = Table("task", "dataset", "transitions", "score", box=None, header_style="bold")
+    for row in recipes.catalogue():
+        table.add_row(row.task, row.quality, f"{row.size:,}", "" if row.score is None else f"{row.score:.1f}")
+    _console.print(table)
+
+
+def data_card(
+    dataset: _Positional[str],
+    quality: _Positional[_Quality | None] = None,
+    out: pathlib.Path | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    option: tuple[str, ...] = (),
+) -> None:
+    """Prints the card of a dataset: returns, episodes, actions, reference scores.
+
+    Args:
+        dataset: a folder on disk, or a task.
+        quality: of a task, which recipe.
+        out: folder to write card.md and card.png to.
+        seed: of the rollouts, for a recipe.
+        size: transitions, for a recipe.
+        option: constructor arguments of the task, as name=value.
+    """
+    from rich.markdown import Markdown
+
+    from omarl_jax.data import card, storage
+    from omarl_jax.data.recipes import load_dataset
+
+    if quality is None:
+        opened = storage.load(dataset)
+    else:
+        opened = load_dataset(dataset, quality, seed, size, **_options(option))
+    made = card.card(opened)
+    _console.print(Markdown(made.markdown()))
+    if out is not None:
+        card.write(made, out)
+
+
+def data_verify(dataset: _Positional[pathlib.Path]) -> None:
+    """Checks that a dataset on disk is whole, unchanged and sensible.
+
+    Args:
+        dataset: its folder.
+    """
+    from omarl_jax.data import storage
+
+    storage.verify(dataset)
+    _console.print(f"{dataset} is whole.")
+
+
+_VERBS: dict[str, Callable[..., Any]] = {
+    "list": list_names,
+    "collect": collect,
+    "train": train,
+    "evaluate": evaluate,
+    "sweep": sweep,
+    "report": report,
+    "data": lambda: None,
+    "behaviour": behaviour,
+    "demo": demo,
+}
+_VERBS["data"].__doc__ = "Lists, describes and verifies datasets: omarl data --help."
+_DATA_VERBS = {"list": data_list, "card": data_card, "verify": data_verify}
+
+
+# --- Training from the command line ---
+
+
+def _train(algorithm: str, arguments: Sequence[str]) -> int:
+    """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, lists of floats span a grid."""
+    from omarl_jax import algorithms
+    from omarl_jax.sweep import Grid, expand
+
+    method = algorithms.find(algorithm)
+    helps = _field_docs(method.config)
+    settings = [
+        ("task", _Positional[str], dataclasses.MISSING, "For example particle/spread."),
+        ("dataset", _Positional[str], dataclasses.MISSING, "A recipe (see omarl list) or a folder on disk."),
+        ("seeds", tuple[int, ...], (0,), "Seeds of training."),
+        ("data_seed", int | None, None, "Seed of the data, for all; by default each run's own seed."),
+        ("rounds", int | None, None, "Learning rounds; by default those of the preset."),
+        ("size", int | None, None, "Transitions of the data; by default the published number."),
+        ("out", pathlib.Path, pathlib.Path("results/train"), "Folder for the runs."),
+        ("evaluations", int, 20, "Evaluations during training."),
+        ("episodes", int, 32, "Episodes of each of them."),
+        ("final_episodes", int, 1000, "Episodes of the last policy."),
+        ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value."),
+        ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key."),
+    ]
+    for field in dataclasses.fields(method.config):
+        kind = tuple[float, ...] if field.type is float else field.type
+        told = f"{helps.get(field.name, '')} Default {field.default}, or what was published for the task and dataset."
+        settings.append((field.name, kind | None, None, told))
+    fields = [
+        (name, Annotated[kind, tyro.conf.arg(help=told)], dataclasses.field(default=default))
+        for name, kind, default, told in settings
+    ]
+    summary = (inspect.getdoc(sys.modules[method.config.__module__]) or "").partition("\n\n")[0]
+    form = dataclasses.make_dataclass("Train", fields)
+    given = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
+
+    chosen = {f.name: getattr(given, f.name) for f in dataclasses.fields(method.config)}
+    block = {
+        "tasks": [given.task],
+        "datasets": [given.dataset],
+        "algorithms": [algorithm],
+        "hyperparameters": {
+            # A tuple of floats spans a grid; any other tuple is one value.
+            name: list(value) if field_type is float else [value]
+            for name, value in chosen.items()
+            if value is not None
+            for field_type in [next(f.type for f in dataclasses.fields(method.config) if f.name == name)]
+        },
+        "options": _options(given.option),
+    }
+    block |= {name: value for name in ("rounds", "size") if (value := getattr(given, name)) is not None}
+    runs = list(expand(block, given.seeds, "seed" if given.data_seed is None else given.data_seed))
+    return _sweep(Grid(runs, given.evaluations, given.episodes, given.final_episodes), given.out, given.wandb)
+
+
+def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
+    from omarl_jax import report as reports
+    from omarl_jax import sweep as sweeps
+
+    grouped = sweeps.packs(grid.runs)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[score]}"),
+    )
+    with Progress(*columns, console=_console) as progress:
+        bars = [
+            progress.add_task(_title(pack), total=pack[0].rounds, rate="", score="", start=False) for pack in grouped
+        ]
+
+        def tell(told: "sweeps.Progress") -> None:
+            progress.start_task(bars[told.pack])
+            progress.update(
+                bars[told.pack],
+                completed=told.round,
+                rate=f"{told.updates_per_second:,.0f} updates/s",
+                score=f"score {told.score:.1f}",
+            )
+
+        failed = sweeps.sweep(grid, out, tell, wandb)
+    names = {run.name for run in grid.runs}
+    finished = [run for run in reports.load_runs(out / "runs") if run.folder.name in names]
+    if finished:
+        paths = reports.write_report(finished, out / "report")
+        reports.print_table(reports.table(finished), _console)
+        for name, path in paths.items():
+            _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    for name, reason in failed.items():
+        _errors.print(f"[bold red]failed:[/] {name}: {reason}", highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _title(pack: list[Any]) -> str:
+    run = pack[0]
+    return f"{run.variant or run.algorithm} on {run.task} {run.dataset}, {len(pack)} runs"
+
+
+def write_gif(env: Any, act: Any, carry: Any, policy: Any, path: pathlib.Path, seed: int) -> None:
+    """Plays one episode greedily and writes it as a GIF."""
+    import jax
+    from omarl_envs.rendering import save_gif
+
+    from omarl_jax.collect import play
+
+    steps = jax.jit(lambda key: play(env, act, carry, policy, key))(jax.random.key(seed))
+    last = int(steps.valid.sum())
+    frames = [env.render(jax.tree.map(lambda x, t=t: x[t], steps.env_state)) for t in range(last + 1)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_gif(frames, path, fps=8)
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`n_agents=5` -> {"n_agents": 5}; what is no Python value is a string."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"An option is written name=value, not '{pair}'.")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The strings that stand below the fields of a dataclass, its bases' included."""
+    docs: dict[str, str] = {}
+    for part in reversed(cls.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(part).lstrip()).body[0].body  # type: ignore[attr-defined]
+        for field, below in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                docs[field.target.id] = below.value.value  # type: ignore[union-attr]
+    return docs

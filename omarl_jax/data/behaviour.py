@@ -1,0 +1,132 @@
+"""How the behaviour policies were made: online training, with snapshots along the way.
+
+Run again, `make_snapshots` gives policies of the same quality; the shipped file names its seed, rounds and returns.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from omarl_envs.base import MultiAgentEnv
+
+from omarl_jax import algorithms, evaluation, online
+from omarl_jax.export import save_policy
+from omarl_jax.types import Stats
+
+_EVALUATION_EPISODES = 1_000
+_REPLAY_SNAPSHOTS = 8
+
+
+def train(
+    env: MultiAgentEnv,
+    algorithm: str,
+    overrides: dict[str, Any],
+    seed: int,
+    rounds: int,
+    every: int,
+    final_lr: float = 0.1,
+    settings: online.OnlineSettings = online.OnlineSettings(),  # noqa: B008  # an immutable tuple
+) -> list[dict[str, Any]]:
+    """Trains a method online from scratch.
+
+    Args:
+        env: the task.
+        algorithm: the method's name.
+        overrides: hyperparameters that differ from its defaults.
+        seed: randomness.
+        rounds: learning rounds, one for each `settings.n_envs` environment steps.
+        every: rounds between snapshots.
+        final_lr: the learning rate falls linearly to this share of itself, which steadies the last policies.
+        settings: how experience is gathered.
+
+    Returns:
+        snapshots, the first before training: `round`, `policy` (on the host), `returns` of greedy play, and
+        `explored`, those with exploration noise; the latter two are means over 1,000 episodes.
+    """
+    spec = env.task_spec
+    method = algorithms.find(algorithm)
+    config = method.configure(spec, overrides)
+    learner = method.make(config, spec)
+    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+    learner_key, env_key, train_key, evaluation_key = jax.random.split(jax.random.key(seed), 4)
+
+    @jax.jit
+    def init() -> online.OnlineState:
+        return online.init(learner, learner.init(learner_key, stats), env, settings, env_key)
+
+    def chunk(state: online.OnlineState, start: Any) -> online.OnlineState:
+        def step(state: online.OnlineState, number: Any) -> tuple[online.OnlineState, Any]:
+            lr = config.lr * (1.0 - (1.0 - final_lr) * number / rounds)
+            now = method.make(dataclasses.replace(config, lr=lr), spec)
+            return online.step(now, env, settings, state, number, train_key)
+
+        return jax.lax.scan(step, state, start + jnp.arange(every))[0]
+
+    @jax.jit
+    def returns(policy: Any) -> tuple[Any, Any]:
+        def mean(explore: bool) -> Any:
+            played = evaluation.evaluate(
+                env, learner.act, learner.carry, policy, evaluation_key, _EVALUATION_EPISODES, explore
+            )
+            return played["return"].mean()
+
+        return mean(False), mean(True)
+
+    advance = jax.jit(chunk, donate_argnums=0)
+    state, snapshots = init(), []
+    for start in range(0, rounds + every, every):
+        policy = jax.tree.map(np.asarray, state.learner.policy)
+        greedy, explored = map(float, returns(policy))
+        snapshots.append({"round": start, "policy": policy, "returns": greedy, "explored": explored})
+        if start < rounds:
+            state = advance(state, start)
+    return snapshots
+
+
+def choose(env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, expert: float) -> dict[str, list[int]]:
+    """Chooses the snapshots of each quality.
+
+    Args:
+        env: the task, for its reference returns.
+        snapshots: of `train`.
+        medium: normalised score that the medium data should have, with exploration noise.
+        expert: the same for the expert data.
+
+    Returns:
+        `medium` and `expert`: the one nearest; `medium-replay`: as many as ship, spread evenly over the rounds before
+        the medium one, the untrained policy first.
+    """
+    assert env.reference is not None
+    score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
+    best = int(np.abs(score - expert).argmin())
+    reached = int(np.argmax(score >= medium)) or len(score) - 1  # the first time, not after a relapse
+    middle = min((reached - 1, reached), key=lambda i: abs(score[i] - medium))
+    replay = np.unique(np.linspace(0, middle, _REPLAY_SNAPSHOTS).round().astype(int))
+    return {"medium-replay": replay.tolist(), "medium": [middle], "expert": [best]}
+
+
+def save(
+    path: pathlib.Path,
+    env: MultiAgentEnv,
+    algorithm: str,
+    overrides: dict[str, Any],
+    seed: int,
+    snapshots: list[dict[str, Any]],
+    chosen: dict[str, list[int]],
+) -> None:
+    """Writes the snapshots that some quality uses, stacked into one file."""
+    used = sorted({i for numbers in chosen.values() for i in numbers})
+    config = algorithms.find(algorithm).configure(env.task_spec, overrides)
+    metadata = {
+        "recipe": {quality: [used.index(i) for i in numbers] for quality, numbers in chosen.items()},
+        "rounds": [snapshots[i]["round"] for i in used],
+        "returns": [round(snapshots[i]["returns"], 2) for i in used],
+        "explored_returns": [round(snapshots[i]["explored"], 2) for i in used],
+        "seed": seed,
+        "jax": jax.__version__,
+    }
+    policies = jax.tree.map(lambda *leaves: np.stack(leaves), *(snapshots[i]["policy"] for i in used))
+    save_policy(path, algorithm, config, env.task_spec, policies, metadata)

@@ -1,0 +1,136 @@
+"""How each dataset is made: rollouts of uniform actions, or of the policy snapshots that ship with the package.
+
+Every quality is regenerated in seconds, in memory. Snapshots come from online training (see `behaviour`); of those,
+`medium` and `expert` play with the noise they explored with, and `medium-replay` plays whole episodes with each of a
+series of snapshots spread evenly over training up to the medium one, which stands for the replay buffer of that time.
+"""
+
+import functools
+import importlib.resources
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import omarl_envs
+from omarl_envs.base import MultiAgentEnv
+
+from omarl_jax.collect import collect_rows, uniform_act
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.errors import UserError, unknown
+from omarl_jax.export import SavedPolicy, load_policy
+
+QUALITIES = ("random", "medium-replay", "medium", "expert")
+
+_DEFAULT_SIZE = 1_000_000
+_REPLAY_SIZES = {"particle/spread": 97_500, "particle/tag": 62_500, "particle/world": 80_000}  # as published
+
+
+def load_dataset(
+    task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any
+) -> Dataset:
+    """Makes an offline dataset on the device.
+
+    Args:
+        task: `family/task`.
+        quality: one of `QUALITIES`.
+        seed: of the data; each gives its own rollouts.
+        size: transitions, rounded up to whole episodes; by default the published number.
+        **options: constructor arguments of the task.
+
+    Raises:
+        UserError: if there is no such task or quality, or no behaviour policy for this form of the task.
+    """
+    env = make_env(task, **options)
+    if quality not in QUALITIES:
+        raise unknown("dataset", quality, QUALITIES)
+    if size is None:
+        size = _size(task, quality)
+    if size < 1:
+        raise UserError(f"A dataset needs at least one transition, not {size}.")
+    episodes = -(-size // env.task_spec.episode_length)
+    key = jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality))
+    if quality == "random":
+        rows = collect_rows(env, uniform_act(env.task_spec), (), None, key, episodes)
+        behaviour = "uniform actions"
+    else:
+        snapshots = behaviour_snapshots(env)
+        chosen = np.array(snapshots.metadata["recipe"][quality])
+        policies = jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
+        rows = collect_rows(env, *snapshots.functions, policies, key, episodes)
+        trained = [snapshots.metadata["rounds"][i] for i in chosen]
+        behaviour = f"{snapshots.algorithm} after {', '.join(map(str, trained))} rounds, with exploration noise"
+    metadata = {"recipe": quality, "seed": seed, "behaviour": behaviour, "options": options}
+    dataset = Dataset(env.task_spec, rows, metadata)
+    return Dataset(env.task_spec, rows, metadata | scores(env, dataset))
+
+
+class Entry(NamedTuple):
+    """One line of the catalogue: `score` is that of the behaviour, None where there is no reference."""
+
+    task: str
+    quality: str
+    size: int
+    score: float | None
+
+
+def catalogue() -> list[Entry]:
+    """The datasets that can be made for tasks as they come."""
+    entries = []
+    for task in omarl_envs.task_names():
+        env = make_env(task)
+        saved = _snapshots(task)
+        for quality in QUALITIES if saved else QUALITIES[:1]:
+            score = None
+            if env.reference is not None:
+                score = 0.0
+                if saved and quality != "random":
+                    returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
+                    score = float(env.reference.normalise(np.mean(returns)))
+            entries.append(Entry(task, quality, _size(task, quality), score))
+    return entries
+
+
+def _size(task: str, quality: str) -> int:
+    return _REPLAY_SIZES.get(task, _DEFAULT_SIZE) if quality == "medium-replay" else _DEFAULT_SIZE
+
+
+def make_env(task: str, **options: Any) -> MultiAgentEnv:
+    """Makes the environment of a task; what the user got wrong is a `UserError`."""
+    try:
+        return omarl_envs.make(task, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+def scores(env: MultiAgentEnv, dataset: Dataset) -> dict[str, Any]:
+    """The metadata that says how good the data is, in units of the task and normalised."""
+    mean_return = float(dataset.episode_returns().mean())
+    reference = env.reference
+    return {
+        "mean_return": mean_return,
+        "mean_score": None if reference is None else float(reference.normalise(mean_return)),
+        "random": None if reference is None else reference.random,
+        "expert": None if reference is None else reference.expert,
+        "reference_source": None if reference is None else reference.source,
+        "comparable": reference is not None and reference.published,
+    }
+
+
+def behaviour_snapshots(env: MultiAgentEnv) -> SavedPolicy:
+    """The shipped behaviour policies of a task, stacked, with their `recipe` in the metadata."""
+    saved = _snapshots(env.task_spec.name)
+    if saved is None or saved.spec != env.task_spec:
+        raise UserError(
+            f"No behaviour policies ship with this form of '{env.task_spec.name}'; "
+            "only the dataset 'random' can be made for it."
+        )
+    return saved
+
+
+@functools.cache
+def _snapshots(task: str) -> SavedPolicy | None:
+    name = task.replace("/", "-") + ".npz"
+    file = importlib.resources.files("omarl_jax.data") / "snapshots" / name
+    with importlib.resources.as_file(file) as path:
+        return load_policy(path) if path.exists() else None

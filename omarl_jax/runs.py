@@ -1,0 +1,179 @@
+"""What a run is, how it is named, and its folder on disk."""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from omarl_jax import algorithms
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.errors import UserError
+from omarl_jax.export import save_policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run, decided before anything is computed.
+
+    Attributes:
+        algorithm: the method's name.
+        task: `family/task`.
+        dataset: a recipe (`random`, `medium` …) or the path of a dataset on disk.
+        seed: of training.
+        data_seed: of the data.
+        rounds: learning rounds.
+        config: the method's hyperparameters.
+        options: constructor arguments of the task.
+        size: transitions of the data, None for the recipe's own number.
+        variant: what to call the method in tables, where it is a named variant of it.
+    """
+
+    algorithm: str
+    task: str
+    dataset: str
+    seed: int
+    data_seed: int
+    rounds: int
+    config: Any
+    options: tuple[tuple[str, Any], ...] = ()
+    size: int | None = None
+    variant: str | None = None
+
+    @property
+    def config_hash(self) -> str:
+        """Names everything about the run but its seeds."""
+        described = dataclasses.asdict(dataclasses.replace(self, seed=0, data_seed=0))
+        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        data = pathlib.Path(self.dataset).name
+        seeds = f"seed{self.seed}" if self.data_seed == self.seed else f"seed{self.seed}-data{self.data_seed}"
+        return f"{self.task.replace('/', '-')}_{data}_{self.variant or self.algorithm}_{self.config_hash}_{seeds}"
+
+
+class RunFolder:
+    """The folder of one run: `config.json`, `run.json`, `metrics.jsonl`, `evaluations.npz`, `policy.npz`, `DONE`.
+
+    Raises:
+        UserError: from every method that writes, if it cannot.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is finished: `DONE` is written last."""
+        return (self.path / "DONE").exists()
+
+    def begin(self, run: Run, dataset: Dataset, data_hash: str) -> None:
+        """Writes what the run is."""
+        known = ("mean_return", "mean_score", "comparable", "behaviour")
+        reference = dataset.metadata.get("random"), dataset.metadata.get("expert")
+        self._write_json(
+            "config.json",
+            {
+                "algorithm": run.algorithm,
+                "variant": run.variant,
+                "task": run.task,
+                "dataset": run.dataset,
+                "seed": run.seed,
+                "data_seed": run.data_seed,
+                "rounds": run.rounds,
+                "options": dict(run.options),
+                "config": dataclasses.asdict(run.config),
+                "config_hash": run.config_hash,
+                "data": {k: dataset.metadata.get(k) for k in known} | {"size": dataset.size, "hash": data_hash},
+                "reference": None
+                if None in reference
+                else {"random": reference[0], "expert": reference[1], "source": dataset.metadata["reference_source"]},
+            },
+        )
+
+    def evaluations(self, until: int) -> dict[str, list[np.ndarray]]:
+        """What was evaluated up to a round, each quantity with its `rounds`; nothing if there is no such file yet."""
+        path = self.path / "evaluations.npz"
+        if not path.exists():
+            return {"rounds": [], "returns": []}
+        with np.load(path, allow_pickle=False) as archive:
+            kept = archive["rounds"] <= until
+            return {name: list(archive[name][kept]) for name in ("rounds", "returns")}
+
+    def write_evaluations(self, evaluations: dict[str, Any], final: dict[str, np.ndarray] | None = None) -> None:
+        """Writes evaluations during training, and those of the last policy once there are."""
+        arrays = {name: np.array(values) for name, values in evaluations.items()}
+        if final is not None:
+            arrays |= {f"final_{'returns' if name == 'return' else name}": values for name, values in final.items()}
+        with self._replacing("evaluations.npz") as partial:
+            np.savez_compressed(partial, **arrays)
+
+    def finish(self, run: Run, spec: Any, policy: Any, record: dict[str, Any]) -> None:
+        """Writes the policy and the record, and `DONE` last."""
+        save_policy(self.path / "policy.npz", run.algorithm, run.config, spec, policy, {"run": run.name})
+        self._write_json("run.json", record)
+        with self._replacing("DONE") as partial:
+            partial.write(b"")
+
+    def _write_json(self, name: str, value: Any) -> None:
+        with self._replacing(name) as partial:
+            partial.write(json.dumps(value, indent=2, default=str).encode())
+
+    def _replacing(self, name: str) -> "_Replacing":
+        return _Replacing(self.path / name)
+
+
+class _Replacing:
+    """A file that appears under its name only when it is whole."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+
+    def __enter__(self) -> Any:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self._file
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if error is None:
+                os.replace(self._partial, self._path)
+        except OSError as failure:
+            raise self._unwritable(failure) from None
+        if isinstance(error, OSError):
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"'{self._path}' cannot be written: {error.strerror or error}.")
+
+
+def environment_record() -> dict[str, Any]:
+    """What the numbers of a run may depend on: versions, device, date."""
+    packages = ("omarl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+    }
+
+
+def configure(algorithm: str, spec: Any, overrides: dict[str, Any]) -> Any:
+    """A checked config of a method, by name."""
+    return algorithms.find(algorithm).configure(spec, overrides)

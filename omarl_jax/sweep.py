@@ -1,0 +1,303 @@
+"""Grids of runs: read from TOML, packed into programs, trained, resumed after a kill.
+
+A *pack* is the runs that share one program: same method, static hyperparameters, task, data recipe and rounds. Its
+order of runs and its layout are written down when it first starts, since another layout rounds differently; a pack
+that was killed continues from its checkpoint with the same layout and ends with the same numbers.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from omarl_envs.base import MultiAgentEnv
+
+from omarl_jax import algorithms, loggers, presets
+from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.data import storage
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.recipes import QUALITIES, load_dataset, make_env, scores
+from omarl_jax.errors import UserError, unknown
+from omarl_jax.runs import Run, RunFolder, environment_record
+from omarl_jax.training import Layout, Trainer, even_chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A TOML file, checked.
+
+    Attributes:
+        runs: all runs.
+        evaluations: evaluations during training, evenly spread, the last one at its end.
+        episodes: of each of them.
+        final_episodes: of the last policy.
+    """
+
+    runs: list[Run]
+    evaluations: int = 20
+    episodes: int = 32
+    final_episodes: int = 1_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What is told after each chunk.
+
+    Attributes:
+        pack: number of the pack, from 0.
+        round, rounds: learning rounds done and to do.
+        runs: runs in the pack.
+        updates_per_second: learning rounds of all runs of the pack, of the last chunk, evaluation left out.
+        score: mean over runs of the last evaluation, normalised where the task has a reference.
+    """
+
+    pack: int
+    round: int
+    rounds: int
+    runs: list[Run]
+    updates_per_second: float
+    score: float
+
+
+_TOP = {"seeds", "data_seed", "evaluations", "episodes", "final_episodes", "block"}
+_BLOCK = {"tasks", "datasets", "algorithms", "rounds", "size", "hyperparameters", "options", "variant"}
+
+
+def read_grid(path: pathlib.Path) -> Grid:
+    """Reads a grid file.
+
+    At the top: `seeds`; `data_seed`, either `"seed"` (each run seed has its own data, as papers do) or a number that
+    all share; `evaluations`, `episodes`, `final_episodes`. Then `[[block]]`s: `tasks`, `datasets`, `algorithms`, whose
+    product is run with the published hyperparameters (see `presets`); `hyperparameters` that differ, lists of them
+    spanning a grid; `options` of the task; `rounds`, `size`, `variant`.
+
+    Raises:
+        UserError: for a file that is not such a grid, naming the mistake.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"There is no grid file '{path}'.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"'{path}' is not a grid file: {error}.") from None
+    _check_names(content, _TOP, f"setting in '{path}'")
+    settings = {name: content[name] for name in ("evaluations", "episodes", "final_episodes") if name in content}
+    for name, value in settings.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} must be a positive integer, not {value!r}.")
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise UserError(f"seeds must be a list of integers from 0 on, not {seeds!r}.")
+    blocks = content.get("block")
+    if not isinstance(blocks, list) or not blocks:
+        raise UserError(f"'{path}' has no [[block]].")
+    runs: dict[str, Run] = {}
+    for block in blocks:
+        _check_names(block, _BLOCK, "setting of a [[block]]")
+        for run in expand(block, seeds, content.get("data_seed", "seed")):
+            runs.setdefault(run.name, run)
+    return Grid(list(runs.values()), **settings)
+
+
+def expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str = "seed") -> Iterator[Run]:
+    """The runs of one block of a grid.
+
+    Raises:
+        UserError: for unknown names and values that make no sense.
+    """
+    for name in ("tasks", "datasets", "algorithms"):
+        values = block.get(name)
+        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+            raise UserError(f"A block needs {name}, a list of names, not {values!r}.")
+    hyperparameters = block.get("hyperparameters", {})
+    axes = [[(k, v) for v in (vs if isinstance(vs, list) else [vs])] for k, vs in hyperparameters.items()]
+    options = tuple(sorted(block.get("options", {}).items()))
+    for task, dataset, algorithm in itertools.product(block["tasks"], block["datasets"], block["algorithms"]):
+        spec = make_env(task, **dict(options)).task_spec
+        if dataset not in QUALITIES and not pathlib.Path(dataset).is_dir():
+            raise unknown("dataset", dataset, QUALITIES)
+        preset = presets.preset(algorithm, task, dataset)
+        rounds = block.get("rounds", preset.rounds)
+        if type(rounds) is not int or rounds < 1:
+            raise UserError(f"rounds must be a positive integer, not {rounds!r}.")
+        for point in itertools.product(*axes):
+            config = algorithms.find(algorithm).configure(spec, preset.overrides | dict(point))
+            for seed in seeds:
+                yield Run(
+                    algorithm=algorithm,
+                    task=task,
+                    dataset=dataset,
+                    seed=seed,
+                    data_seed=seed if data_seed == "seed" else int(data_seed),
+                    rounds=rounds,
+                    config=config,
+                    options=options,
+                    size=block.get("size"),
+                    variant=block.get("variant"),
+                )
+
+
+def packs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Groups runs that share a program, in the order of their first appearance."""
+    grouped: dict[Any, list[Run]] = {}
+    for run in runs:
+        static = jax.tree.structure(run.config)
+        key = (run.algorithm, static, run.task, run.options, run.dataset, run.size, run.rounds)
+        grouped.setdefault(key, []).append(run)
+    return list(grouped.values())
+
+
+def sweep(
+    grid: Grid,
+    out: pathlib.Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    wandb: str | None = None,
+) -> dict[str, str]:
+    """Trains all runs of a grid that are not done yet.
+
+    Args:
+        grid: the runs.
+        out: folder; `out/runs` holds a folder for each run, `out/packs` the checkpoints.
+        report: told after each chunk.
+        wandb: a Weights & Biases project to log to.
+
+    Returns:
+        the names of runs that failed, with the reason. A run that diverges is not among them: it is finished and
+        marked in its folder.
+    """
+    failed = {}
+    for number, pack in enumerate(packs(grid.runs)):
+        if all(RunFolder(out / "runs" / run.name).done for run in pack):
+            continue
+        try:
+            train_pack(pack, grid, out, lambda p, number=number: report(dataclasses.replace(p, pack=number)), wandb)
+        except UserError as error:
+            failed |= {run.name: str(error) for run in pack}
+        except Exception as error:  # one failing program must not stop the others
+            failed |= {run.name: f"{type(error).__name__}: {error}" for run in pack}
+    return failed
+
+
+def train_pack(
+    runs: Sequence[Run],
+    grid: Grid,
+    out: pathlib.Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    wandb: str | None = None,
+) -> None:
+    """Trains the runs of one program to the end, from their checkpoint if there is one."""
+    first = runs[0]
+    env = make_env(first.task, **dict(first.options))
+    data_seeds = sorted({run.data_seed for run in runs})
+    datasets = [open_dataset(env, first, seed) for seed in data_seeds]
+    hashes = [storage.content_hash(dataset) for dataset in datasets]
+    data_of = [data_seeds.index(run.data_seed) for run in runs]
+
+    name = hashlib.sha256("\n".join(run.name for run in runs).encode()).hexdigest()[:12]
+    folder = out / "packs" / name
+    layout = _layout(folder / "pack.json", runs)
+    trainer = Trainer(
+        algorithms.find(first.algorithm),
+        [run.config for run in runs],
+        [run.seed for run in runs],
+        datasets,
+        data_of,
+        env,
+        layout,
+    )
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if (saved := checkpoints.latest) is not None:
+        trainer.resume(checkpoints.restore(trainer.lanes), saved)
+
+    folders = [RunFolder(out / "runs" / run.name) for run in runs]
+    logs: list[list[loggers.Logger]] = []
+    evaluations = [folder.evaluations(until=trainer.round) for folder in folders]
+    for run, run_folder, data in zip(runs, folders, data_of, strict=True):
+        run_folder.begin(run, datasets[data], hashes[data])
+        sinks: list[loggers.Logger] = [loggers.JsonLines(run_folder.path / "metrics.jsonl", trainer.round)]
+        if wandb is not None:
+            config = dataclasses.asdict(run.config) | {"task": run.task, "dataset": run.dataset, "seed": run.seed}
+            group = f"{run.variant or run.algorithm}-{run.config_hash}"
+            sinks.append(loggers.WandB(wandb, run_folder.path, run.name, group, config))
+        logs.append(sinks)
+
+    rates = []
+    for _ in range(trainer.round, first.rounds, size := even_chunk(first.rounds, grid.evaluations)):
+        began = time.perf_counter()
+        metrics = trainer.advance(size)
+        rates.append(size * len(runs) / (time.perf_counter() - began))
+        returns = trainer.evaluate(grid.episodes)["return"]
+        for i, (sinks, seen, run_folder) in enumerate(zip(logs, evaluations, folders, strict=True)):
+            row = {"round": trainer.round} | {k: float(v[i]) for k, v in metrics.items()}
+            row |= {"return": float(returns[i].mean()), "updates_per_second": rates[-1]}
+            for sink in sinks:
+                sink.log(row)
+            seen["rounds"].append(np.int64(trainer.round))
+            seen["returns"].append(returns[i])
+            run_folder.write_evaluations(seen)
+        checkpoints.save(trainer.round, trainer.lanes)
+        mean = float(returns.mean())
+        score = mean if env.reference is None else float(env.reference.normalise(mean))
+        report(Progress(0, trainer.round, first.rounds, list(runs), rates[-1], score))
+
+    final = trainer.evaluate(grid.final_episodes)
+    record = environment_record() | {
+        "pack": name,
+        "layout": dataclasses.asdict(trainer.layout),
+        "updates_per_second": float(np.median(rates)) if rates else None,
+    }
+    for i, (run, run_folder) in enumerate(zip(runs, folders, strict=True)):
+        run_folder.write_evaluations(evaluations[i], {k: v[i] for k, v in final.items()})
+        diverged = int(trainer.diverged_at[i])
+        outcome = {"status": "finished", "diverged_at": None, "reason": None}
+        if diverged >= 0:
+            reason = f"not finite from round {diverged} on; the policy is the last good one"
+            outcome = {"status": "diverged", "diverged_at": diverged, "reason": reason}
+        run_folder.finish(run, trainer.spec, trainer.policy(i), record | outcome)
+    for sink in itertools.chain(*logs):
+        sink.close()
+    checkpoints.close()
+
+
+def open_dataset(env: MultiAgentEnv, run: Run, data_seed: int) -> Dataset:
+    """The data of a run: made by its recipe, or read from disk."""
+    if run.dataset in QUALITIES:
+        return load_dataset(run.task, run.dataset, data_seed, run.size, **dict(run.options))
+    dataset = storage.load(run.dataset, env.task_spec)
+    return dataclasses.replace(dataset, metadata=scores(env, dataset) | dataset.metadata)
+
+
+def _layout(path: pathlib.Path, runs: Sequence[Run]) -> Layout:
+    """The pack's layout, as it was first written down."""
+    if not path.exists():
+        layout = Layout.default(len(runs))
+        content = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout)} | environment_record()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2))
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
+        return layout
+    try:
+        layout = Layout(**json.loads(path.read_text())["layout"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
+    if layout.devices > jax.device_count():
+        raise UserError(
+            f"These runs began on {layout.devices} devices and here are {jax.device_count()}; "
+            f"delete '{path.parent}' to start them again."
+        )
+    return layout
+
+
+def _check_names(content: dict[str, Any], known: set[str], kind: str) -> None:
+    for name in content:
+        if name not in known:
+            raise unknown(kind, name, known)

@@ -1,0 +1,142 @@
+"""Problems with known answers that every method must learn, and data that must not break it.
+
+All problems are lanes of one `vmap`, so each method is compiled once.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import CONTINUOUS, METHODS, A, N, O, make
+
+from omarl_jax import networks
+from omarl_jax.algorithms import formulas
+from omarl_jax.types import Stats, Transition
+
+GAMMA, ROWS, ROUNDS = 0.5, 512, 600
+BEST = np.array([[0.6, -0.4], [-0.5, 0.3]], np.float32)  # (N, A)
+HYPERPARAMETERS = {"gamma": GAMMA, "lr": 0.01, "tau": 0.05, "omar_coef": 0.7, "policy_temperature": 0.05}
+
+
+def problems() -> dict[str, Transition]:
+    """(ROWS, …) transitions of each problem."""
+    rng = np.random.default_rng(0)
+    no, yes = np.zeros((ROWS, N), bool), np.ones((ROWS, N), bool)
+    uniform = rng.uniform(-1, 1, (ROWS, N, A))
+    default = {
+        "obs": rng.normal(size=(ROWS, N, O)),
+        "actions": uniform,
+        "rewards": np.ones((ROWS, N)),
+        "next_obs": rng.normal(size=(ROWS, N, O)),
+        "terminal": no,
+        "truncated": np.zeros(ROWS, bool),
+        "next_actions": rng.uniform(-1, 1, (ROWS, N, A)),
+    }
+    first = np.broadcast_to(np.arange(ROWS) % 2 == 0, (N, ROWS)).T
+    states = np.eye(O)[first.astype(int)]  # (ROWS, N, O)
+    rows = {
+        "peak": {"rewards": -2 * np.square(uniform - BEST).sum(axis=-1), "terminal": yes},
+        "concentrated": {"actions": rng.normal(BEST, 0.05, uniform.shape)},
+        # The first state leads to the second, that one with a reward to the end.
+        "credit": {"obs": states, "next_obs": states[::-1], "rewards": 1.0 - first, "terminal": ~first},
+        "truncated": {"truncated": np.ones(ROWS, bool)},
+        "terminal": {"terminal": yes},
+        "identical": {"obs": np.ones((ROWS, N, O)), "next_obs": np.ones((ROWS, N, O))},
+        "single": {
+            "obs": np.full((ROWS, N, O), 2.0),
+            "next_obs": np.full((ROWS, N, O), -3.0),
+            "actions": np.full_like(uniform, 0.3),
+            "next_actions": np.full_like(uniform, -1.0),
+        },
+        "corners": {"actions": np.sign(uniform), "next_actions": np.sign(uniform)},
+    }
+    return {
+        name: Transition(**{k: x if x.dtype == bool else x.astype(np.float32) for k, x in (default | row).items()})
+        for name, row in rows.items()
+    }
+
+
+@dataclasses.dataclass
+class Learned:
+    config: Any
+    states: Any
+    metrics: dict[str, np.ndarray]  # each (problems,), of the last round
+    actions: np.ndarray  # (problems, ROWS, N, A)
+
+    def values(self, problem: str) -> np.ndarray:
+        """(critics, heads, ROWS) of the data's actions."""
+        state = jax.tree.map(lambda x: x[list(DATA).index(problem)], self.states)
+        critics, inputs = state.critic["w_obs"].shape[0], state.critic["w_obs"].shape[2]
+
+        def view(x: jax.Array) -> jax.Array:
+            return formulas.seen(x, N) if inputs == O else jnp.repeat(formulas.seen(x, 1), critics, axis=0)
+
+        kind = self.config.input_norm
+        norm = networks.training_norm(kind, state.policy.norm)
+        critic = networks.critic(self.config.hidden, kind, state.critic["w_obs"].shape[1])
+        obs, actions = view(DATA[problem].obs), view(DATA[problem].actions)
+        return np.asarray(jax.vmap(critic.apply)(state.critic, obs, actions, norm and norm.viewed(view)))
+
+
+DATA = problems()
+SETUPS = [
+    (name, centralised)
+    for name in CONTINUOUS
+    for centralised in ([False, True] if hasattr(METHODS[name].Config, "centralised") else [None])
+]
+ACTOR_CRITICS = [setup for setup in SETUPS if setup[1] is not None]
+
+
+@functools.cache
+def learned(name: str, centralised: bool | None) -> Learned:
+    """A method after learning on every problem."""
+    config, algorithm = make(name, centralised=centralised, **HYPERPARAMETERS)
+    data = jax.tree.map(lambda *xs: jnp.stack(xs), *DATA.values())
+
+    def learn(data: Transition, key: jax.Array) -> tuple[Any, Any, jax.Array]:
+        stats = Stats(data.obs.mean(axis=0), jnp.maximum(data.obs.std(axis=0), 1e-3))
+
+        def update(state: Any, key: jax.Array) -> tuple[Any, Any]:
+            rows = jax.random.randint(key, (config.batch_size,), 0, ROWS)
+            return algorithm.update(state, jax.tree.map(lambda x: x[rows], data), key)
+
+        state, metrics = jax.lax.scan(update, algorithm.init(key, stats), jax.random.split(key, ROUNDS))
+        act = jax.vmap(lambda obs: algorithm.act(state.policy, obs, None, algorithm.carry, key)[0])
+        return state, jax.tree.map(lambda x: x[-1], metrics), act(data.obs)
+
+    states, metrics, actions = jax.jit(jax.vmap(learn))(data, jax.random.split(jax.random.key(1), len(DATA)))
+    return Learned(config, states, jax.tree.map(np.asarray, metrics), np.asarray(actions))
+
+
+@pytest.mark.parametrize(("name", "centralised"), SETUPS)
+def test_finds_the_best_action_or_imitates(name: str, centralised: bool | None) -> None:
+    problem = "concentrated" if centralised is None else "peak"
+    actions = learned(name, centralised).actions[list(DATA).index(problem)]
+    np.testing.assert_allclose(actions.mean(axis=0), BEST, atol=0.1)
+    assert np.abs(actions - BEST).mean() < 0.15
+
+
+@pytest.mark.parametrize(("name", "centralised"), ACTOR_CRITICS)
+def test_reward_is_credited_one_step_back(name: str, centralised: bool) -> None:
+    values = learned(name, centralised).values("credit")
+    np.testing.assert_allclose(values[..., ::2].mean(axis=-1), GAMMA, atol=0.1)
+    np.testing.assert_allclose(values[..., 1::2].mean(axis=-1), 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "centralised"), ACTOR_CRITICS)
+def test_bootstraps_through_truncation_but_not_through_the_end(name: str, centralised: bool) -> None:
+    found = learned(name, centralised)
+    np.testing.assert_allclose(found.values("truncated").mean(axis=-1), 1 / (1 - GAMMA), atol=0.15)
+    np.testing.assert_allclose(found.values("terminal").mean(axis=-1), 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "centralised"), SETUPS)
+def test_stays_finite_on_any_data(name: str, centralised: bool | None) -> None:
+    found = learned(name, centralised)
+    for leaf in jax.tree.leaves((found.states, found.metrics, found.actions)):
+        assert np.isfinite(leaf).all()
+    assert np.abs(found.actions).max() <= 1

@@ -1,0 +1,10 @@
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Compiling is most of the work of these tests. In the environment, so that processes they start find it, too.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
