@@ -38,7 +38,19 @@ _PLACES = {
     "save_dataset": ("data.storage", "save"),
     "train": ("training", "train"),
 }
-__all__ = sorted(_PLACES)  # noqa: PLE0605
+__all__ = [
+    "Dataset",
+    "Result",
+    "UserError",
+    "find_algorithm",
+    "load_dataset",
+    "load_policy",
+    "make_algorithm",
+    "make_env",
+    "open_dataset",
+    "save_dataset",
+    "train",
+]
 __version__ = "0.1.0"
 
 

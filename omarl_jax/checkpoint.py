@@ -37,7 +37,7 @@ class Checkpoints:
             self._manager.save(round, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise UserError(f"The checkpoint of round {round} could not be written to '{self.folder}': {error}.") from None
+            raise UserError(f"The checkpoint of round {round} cannot be written to '{self.folder}': {error}.") from None
 
     def restore(self, like: Any) -> Any:
         """Reads the newest checkpoint into the structure, shapes and placement of `like`.
@@ -50,7 +50,8 @@ class Checkpoints:
             return self._manager.restore(self.latest, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax raises many kinds, whatever it stumbles over
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"The checkpoint in '{self.folder}' cannot be read, or is of another program: {reason}") from None
+            message = f"The checkpoint in '{self.folder}' cannot be read, or is of another program: {reason}"
+            raise UserError(message) from None
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the folder."""

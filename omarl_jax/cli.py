@@ -226,11 +226,24 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
         out: folder for everything it makes.
         seeds: runs of each method.
     """
-    from omarl_jax.demo import demo_grid, demo_pictures
+    from omarl_jax.data.recipes import make_env
+    from omarl_jax.export import load_policy
+    from omarl_jax.sweep import Grid, expand
 
-    code = _sweep(demo_grid(seeds), out, None)
-    for name, path in demo_pictures(out).items():
-        _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    # A quarter of the published rounds, so that two CPU cores need minutes.
+    block = {
+        "tasks": ["particle/spread"],
+        "datasets": ["medium-replay"],
+        "algorithms": ["omar", "cql", "bc"],
+        "rounds": 500,
+    }
+    grid = Grid(list(expand(block, range(seeds))), evaluations=10, episodes=64)
+    code = _sweep(grid, out, None)
+    if code == 0:
+        team = load_policy(out / "runs" / grid.runs[0].name / "policy.npz")
+        gif = out / "report" / "omar.gif"
+        write_gif(make_env(team.spec.name), *team.functions, team.params, gif, seed=0)
+        _console.print(f"trained team: {gif}", highlight=False, soft_wrap=True)
     return code
 
 

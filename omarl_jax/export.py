@@ -65,7 +65,8 @@ def save_policy(
         "spec": dataclasses.asdict(spec),
         "metadata": metadata,
     }
-    leaves = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    with_paths = jax.tree_util.tree_leaves_with_path(params)
+    leaves: dict[str, Any] = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in with_paths}
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,8 @@ def load_policy(path: str | pathlib.Path) -> SavedPolicy:
     """
     path = pathlib.Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = json.loads(str(archive["header"]))
             leaves = {name: archive[name] for name in archive.files if name != "header"}
         if header["format"] != FORMAT:
@@ -98,7 +100,8 @@ def load_policy(path: str | pathlib.Path) -> SavedPolicy:
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' is not a policy of this package ({type(error).__name__}: {error}).") from None
-    return SavedPolicy(header["algorithm"], config, spec, _unflatten(path, method, config, spec, leaves), header["metadata"])
+    params = _unflatten(path, method, config, spec, leaves)
+    return SavedPolicy(header["algorithm"], config, spec, params, header["metadata"])
 
 
 def _unflatten(path: pathlib.Path, method: Any, config: Any, spec: TaskSpec, leaves: dict[str, np.ndarray]) -> Any:

@@ -10,6 +10,8 @@ from omarl_jax.errors import UserError
 
 
 class Logger(Protocol):
+    """Where one run's metrics go."""
+
     def log(self, row: dict[str, Any]) -> None:
         """Takes the metrics of one chunk; `round` is among them."""
         ...
@@ -82,7 +84,7 @@ class WandB:
 
     def close(self) -> None:
         """Finishes the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -111,7 +111,7 @@ class RunFolder:
 
     def write_evaluations(self, evaluations: dict[str, Any], final: dict[str, np.ndarray] | None = None) -> None:
         """Writes evaluations during training, and those of the last policy once there are."""
-        arrays = {name: np.array(values) for name, values in evaluations.items()}
+        arrays: dict[str, Any] = {name: np.array(values) for name, values in evaluations.items()}
         if final is not None:
             arrays |= {f"final_{'returns' if name == 'return' else name}": values for name, values in final.items()}
         with self._replacing("evaluations.npz") as partial:

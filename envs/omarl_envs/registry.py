@@ -6,8 +6,8 @@ is imported as it is written.
 
 import difflib
 import importlib
-import importlib.util
 import pkgutil
+from collections.abc import Callable
 
 from omarl_envs.base import MultiAgentEnv
 
@@ -43,13 +43,18 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         TypeError, ValueError: if the task does not take these arguments.
     """
     family, _, task = name.partition("/")
-    known = family in families() or ("." in family and importlib.util.find_spec(family) is not None)
-    tasks = _tasks(family) if known else {}
+    tasks = _tasks(family) if family in families() or "." in family.strip(".") else {}
     if task not in tasks:
         nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)[0]
         raise UnknownTask(f"There is no task '{name}'; did you mean '{nearest}'?")
     return tasks[task](**kwargs)
 
 
-def _tasks(family: str) -> dict:
-    return importlib.import_module(family if "." in family else f"omarl_envs.{family}").TASKS
+def _tasks(family: str) -> dict[str, Callable[..., MultiAgentEnv]]:
+    module = family if "." in family else f"omarl_envs.{family}"
+    try:
+        return getattr(importlib.import_module(module), "TASKS", {})
+    except ModuleNotFoundError as error:
+        if error.name and module.startswith(error.name):  # the family itself is missing, not something it imports
+            return {}
+        raise

@@ -189,7 +189,7 @@ def _pick(candidates: Tensor, index: Tensor) -> Tensor:
 
 def _descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, max_grad_norm: float) -> None:
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
     optimizer.step()
 

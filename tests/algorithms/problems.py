@@ -1,6 +1,7 @@
 """What the tests of the methods share: a small task, batches for it, and the networks once more, in NumPy and float64."""
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 from types import ModuleType
@@ -18,6 +19,10 @@ from omarl_jax.types import Algorithm, Stats, Transition
 N, O, A = 2, 3, 2  # noqa: E741  # the letters of the shapes
 SPEC = TaskSpec("toy/continuous", "continuous", n_agents=N, obs_dim=O, action_dim=A, state_dim=N * O, episode_length=5)
 STATS = Stats(jnp.zeros((N, O)), jnp.ones((N, O)))
+
+
+# Halves the time to compile, which is most of these tests.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def _modules() -> dict[str, ModuleType]:

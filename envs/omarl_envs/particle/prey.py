@@ -1,6 +1,8 @@
 """The prey of tag and world: a small frozen network, shipped, read from a file, or left to the learner."""
 
+import hashlib
 import pathlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -36,9 +38,15 @@ class Prey(NamedTuple):
         scale = self.bn_scale / np.sqrt(self.bn_var + _BATCH_NORM_EPSILON)
         w1 = scale[:, None] * self.w1
         b1 = self.b1 + (self.bn_bias - self.bn_mean * scale) @ self.w1
-        hidden = jax.nn.relu(obs @ w1 + b1)
-        hidden = jax.nn.relu(hidden @ self.w2 + self.b2)
-        return jnp.tanh(hidden @ self.w3 + self.b3)
+        dot = partial(jnp.dot, precision="highest")  # it is part of the task: accelerators must not round it
+        hidden = jax.nn.relu(dot(obs, w1) + b1)
+        hidden = jax.nn.relu(dot(hidden, self.w2) + self.b2)
+        return jnp.tanh(dot(hidden, self.w3) + self.b3)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the numbers, which tells one prey from another."""
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in self)).hexdigest()
 
 
 def load_prey(path: str | pathlib.Path, obs_dim: int) -> Prey:

@@ -34,7 +34,9 @@ class Scenario:
         n_forests, forest_radius: landmarks that predators know to be in or not.
         touch_reward: what a predator's contact with the prey pays the predators (and costs the prey).
         border_cost: weight of the prey's cost of leaving the square.
-        reference: published returns that scores are normalised with, against the released prey.
+        released: published returns that scores are normalised with, against the prey released with OMAR's datasets.
+        released_digest: the `Prey.digest` of that prey.
+        shipped: the same for the prey that ships with this package.
     """
 
     name: str
@@ -42,7 +44,9 @@ class Scenario:
     touch_reward: float
     border_cost: float
     n_obstacles: int
-    reference: ScoreReference
+    released: ScoreReference
+    released_digest: str
+    shipped: ScoreReference | None = None
     obstacle_radius: float = 0.2
     n_food: int = 0
     food_radius: float = 0.03
@@ -66,8 +70,26 @@ class Scenario:
 
 
 _OMAR = "OMAR, published constants (released prey)"
-TAG = Scenario("tag", 0.05, 10.0, 1.0, n_obstacles=2, reference=ScoreReference(-4.1, 185.6, _OMAR))
-WORLD = Scenario("world", 0.045, 5.0, 2.0, 1, ScoreReference(-6.8, 79.5, _OMAR), n_food=2, n_forests=2)
+TAG = Scenario(
+    name="tag",
+    prey_radius=0.05,
+    touch_reward=10.0,
+    border_cost=1.0,
+    n_obstacles=2,
+    released=ScoreReference(-4.1, 185.6, _OMAR, published=True),
+    released_digest="da6fe9cda6e1cf0644a29c67bdeae11eb6b49ff39ddc3cb873fc819c33f5c620",
+)
+WORLD = Scenario(
+    name="world",
+    prey_radius=0.045,
+    touch_reward=5.0,
+    border_cost=2.0,
+    n_obstacles=1,
+    n_food=2,
+    n_forests=2,
+    released=ScoreReference(-6.8, 79.5, _OMAR, published=True),
+    released_digest="428ecef4f66eaf5f77f6cc530446f7c64b4632e5085a358ccb754161897163c6",
+)
 
 
 class Pursuit(MultiAgentEnv[State]):
@@ -81,16 +103,15 @@ class Pursuit(MultiAgentEnv[State]):
     Args:
         scenario: TAG or WORLD.
         prey: `"shipped"` is the prey trained with this package; a path to an `.npz` loads another, for example the one
-            released with OMAR's datasets; `"learner"` makes the prey a fourth agent, its observation padded with
-            zeros to the length of the others.
-        prey_is_released: the file holds OMAR's released prey, so that its published reference returns apply.
+            released with OMAR's datasets, with which the published reference returns apply; `"learner"` makes the prey
+            a fourth agent, its observation padded with zeros to the length of the others.
         time_limit_is_terminal: report the end of the episode as a termination.
     """
 
     def __init__(
         self,
         scenario: Scenario,
-        prey: str | pathlib.Path = "learner",
+        prey: str | pathlib.Path = "shipped",
         time_limit_is_terminal: bool = False,
     ):
         self.scenario = scenario
@@ -106,7 +127,12 @@ class Pursuit(MultiAgentEnv[State]):
             episode_length=physics.EPISODE_LENGTH,
             state_is_obs=True,
         )
-        self.prey = None if learner else load_prey(prey, scenario.prey_obs_dim)
+        shipped = pathlib.Path(__file__).parent / f"prey_{scenario.name}.npz"
+        self.prey = None if learner else load_prey(shipped if prey == "shipped" else prey, scenario.prey_obs_dim)
+        if prey == "shipped":
+            self.reference = scenario.shipped
+        elif self.prey is not None and self.prey.digest == scenario.released_digest:
+            self.reference = scenario.released
         self.time_limit_is_terminal = time_limit_is_terminal
         super().__init__()
 

@@ -1,0 +1,158 @@
+"""The compiled loop: what a run computes must not depend on its neighbours, on chunks, on devices or on a restart."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from omarl_jax import UserError, algorithms, load_dataset, make_env, train
+from omarl_jax.training import Layout, Trainer, even_chunk
+
+SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset("particle/spread", "random", size=1_000)
+
+
+def trainer(dataset, seeds, layout=None, lrs=None, data=1, **overrides):
+    method = algorithms.find("omar")
+    lrs = lrs or [0.01] * len(seeds)
+    configs = [method.configure(dataset.spec, SMALL | {"lr": lr} | overrides) for lr in lrs]
+    data_of = [i % data for i in range(len(seeds))]
+    return Trainer(method, configs, seeds, [dataset] * data, data_of, make_env("particle/spread"), layout)
+
+
+def leaves(trainer, run):
+    return [np.asarray(leaf[run], dtype=np.float64) for leaf in jax.tree.leaves(trainer.lanes.state)]
+
+
+def assert_equal(a, b, tolerance):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_a_run_alone_equals_itself_in_a_pack(dataset):
+    alone, together = trainer(dataset, [3]), trainer(dataset, [1, 3, 5], lrs=[0.003, 0.01, 0.03], data=2)
+    together_vmapped = trainer(dataset, [1, 3], Layout(lanes=2, group=2, devices=1))
+    for t in (alone, together, together_vmapped):
+        t.advance(10)
+    # The second copy of the same data is sampled through another window, so rows agree and row numbers do not.
+    assert_equal(leaves(alone, 0), leaves(together, 1), 1e-5)
+    assert_equal(leaves(alone, 0), leaves(together_vmapped, 1), 1e-5)
+    differences = [np.abs(a - b).max() for a, b in zip(leaves(together, 0), leaves(together, 1), strict=True)]
+    assert max(differences) > 1e-3  # runs do differ
+
+
+def test_the_size_of_the_chunk_changes_nothing(dataset):
+    one, many = trainer(dataset, [0, 1]), trainer(dataset, [0, 1])
+    one.advance(6)
+    for _ in range(3):
+        many.advance(2)
+    assert_equal(leaves(one, 1), leaves(many, 1), 0.0)
+
+
+def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset):
+    straight, first, second = (trainer(dataset, [0, 1]) for _ in range(3))
+    straight.advance(4)
+    straight.advance(4)
+    first.advance(4)
+    second.resume(jax.tree.map(np.asarray, first.lanes), first.round)
+    second.advance(4)
+    assert_equal(leaves(straight, 0), leaves(second, 0), 0.0)
+    a, b = straight.evaluate(3), second.evaluate(3)
+    np.testing.assert_array_equal(a["return"], b["return"])
+
+
+def test_a_run_that_diverges_stops_alone(dataset):
+    healthy, sick = trainer(dataset, [0, 1]), trainer(dataset, [0, 1], lrs=[0.01, 1e30])
+    for t in (healthy, sick):
+        t.advance(2)
+    before = leaves(sick, 1)
+    assert all(np.isfinite(leaf).all() for leaf in before)
+    for t in (healthy, sick):
+        t.advance(2)
+    assert sick.diverged_at[0] == -1
+    assert 0 <= sick.diverged_at[1] < 4
+    assert_equal(leaves(healthy, 0), leaves(sick, 0), 0.0)
+    assert_equal(leaves(sick, 1), before, 0.0)  # frozen where it was last good
+
+
+def test_the_training_program_exports_for_every_accelerator(dataset):
+    program, arguments = trainer(dataset, [0, 1]).chunk(2)
+    arguments = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, arguments
+    )
+
+    def with_raw_keys(lanes_and_plan, shared):
+        lanes, plan = lanes_and_plan
+        return program((lanes, plan._replace(key=jax.random.wrap_key_data(plan.key))), shared)
+
+    exported = jax.export.export(jax.jit(with_raw_keys), platforms=("cpu", "cuda", "tpu"))(*arguments)
+    text = exported.mlir_module()
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert "f64" not in text
+    assert "callback" not in text
+
+
+def test_static_hyperparameters_must_agree(dataset):
+    method = algorithms.find("omar")
+    configs = [method.configure(dataset.spec, SMALL | {"hidden": hidden}) for hidden in ((8, 8), (4, 4))]
+    with pytest.raises(UserError, match="float hyperparameters only"):
+        Trainer(method, configs, [0, 1], [dataset], [0, 0], None)
+
+
+def test_train_spans_a_grid(dataset):
+    result = train("bc", dataset, seeds=2, rounds=4, evaluations=2, episodes=5, lr=[0.01, 0.001], hidden=(8,))
+    assert result.returns.shape == (2, 4) == result.scores.shape
+    assert [config.lr for config in result.configs] == [0.01, 0.01, 0.001, 0.001]
+    assert result.seeds == [0, 1, 0, 1]
+    np.testing.assert_allclose(result.scores, 100 * (result.returns - 159.8) / (516.8 - 159.8), rtol=1e-5)
+
+
+def test_even_chunk():
+    assert even_chunk(2000, 20) == 100
+    assert even_chunk(7, 3) == 7
+    assert even_chunk(6, 4) == 2
+
+
+def test_runs_spread_over_devices_equal_runs_on_one():
+    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    script = """
+import jax, numpy as np
+from omarl_jax import algorithms, load_dataset
+from omarl_jax.training import Layout, Trainer
+dataset = load_dataset("particle/spread", "random", size=1000)
+method = algorithms.find("bc")
+config = method.configure(dataset.spec, {"hidden": (8,), "batch_size": 16})
+trainers = [Trainer(method, [config] * 3, [0, 1, 2], [dataset], [0] * 3, None, layout)
+            for layout in (Layout(3, 1, 1), Layout(4, 1, 2))]
+for trainer in trainers:
+    trainer.advance(10)
+one, two = ([np.asarray(x) for x in jax.tree.leaves(trainer.lanes.state)] for trainer in trainers)
+assert trainers[1].diverged_at.shape == (3,)
+for a, b in zip(one, two):
+    assert np.abs(a - b[:3]).max() <= 1e-5
+program, arguments = trainers[1].chunk(2)
+text = jax.jit(program).lower(*arguments).compile().as_text()
+assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+print("equal")
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", script], env=_environment(flags), capture_output=True, text=True)
+    assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
+
+
+def _environment(extra):
+    import os
+
+    return dict(os.environ) | extra
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        algorithms.find("bc").config().lr = 1.0
