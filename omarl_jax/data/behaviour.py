@@ -130,3 +130,32 @@ def save(
     }
     policies = jax.tree.map(lambda *leaves: np.stack(leaves), *(snapshots[i]["policy"] for i in used))
     save_policy(path, algorithm, config, env.task_spec, policies, metadata)
+
+
+def save_prey(path: pathlib.Path, env: MultiAgentEnv, policies: Any) -> None:
+    """Writes the last agent of tag or world, trained as a learner, as a prey that the task can load.
+
+    Args:
+        path: an `.npz`, with the arrays of `omarl_envs.particle.prey.Prey`.
+        env: the task with `prey="learner"`.
+        policies: of deterministic-policy methods with batch normalisation and two hidden layers of one width.
+    """
+    prey = jax.tree.map(lambda x: np.asarray(x[-1]), policies)
+    norm, layers = prey.params["_Normalise_0"], [prey.params[f"_Dense_{i}"] for i in range(3)]
+    seen = env.scenario.prey_obs_dim  # type: ignore[attr-defined]
+    # A learner's observation is padded with zeros; what they contribute after normalisation is constant.
+    padding = norm["bias"] - prey.norm.mean * norm["scale"] / np.sqrt(prey.norm.var + 1e-5)
+    first = layers[0]["bias"] + padding[seen:] @ layers[0]["kernel"][seen:]
+    np.savez(
+        path,
+        bn_scale=norm["scale"][:seen],
+        bn_bias=norm["bias"][:seen],
+        bn_mean=prey.norm.mean[:seen],
+        bn_var=prey.norm.var[:seen],
+        w1=layers[0]["kernel"][:seen],
+        b1=first,
+        w2=layers[1]["kernel"],
+        b2=layers[1]["bias"],
+        w3=layers[2]["kernel"],
+        b3=layers[2]["bias"],
+    )

@@ -19,7 +19,7 @@ from omarl_jax.types import Stats, Transition
 
 GAMMA, ROWS, ROUNDS = 0.5, 512, 600
 SIGNS = np.array([[1, -1], [-1, 1]])  # (N, A)
-HYPERPARAMETERS = {"gamma": GAMMA, "lr": 0.01, "tau": 0.05, "omar_coef": 0.7, "policy_temperature": 0.3}
+HYPERPARAMETERS = {"gamma": GAMMA, "lr": 0.01, "tau": 0.05, "hidden": (32, 32), "omar_coef": 0.7, "policy_temperature": 0.3}
 
 
 def best(obs: np.ndarray) -> np.ndarray:

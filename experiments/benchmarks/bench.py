@@ -1,0 +1,205 @@
+"""How fast training and simulation are, as ratios against named baselines measured in the same run.
+
+    make bench            (or: python experiments/benchmarks/bench.py --out results/bench.json)
+
+Compile time stands apart. A machine that is busy with something else measures nothing: the load is printed, and each
+number is the best of several repeats, ours and the baselines' taken in turn.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import naive_env
+import numpy_particle
+import tyro
+from omarl_envs.base import MultiAgentEnv
+from rich.console import Console
+from rich.table import Table
+
+from omarl_jax import algorithms, load_dataset, make_env
+from omarl_jax.runs import environment_record
+from omarl_jax.training import Layout, Trainer
+
+N_ENVS = 1_024
+console = Console()
+
+
+def main(
+    out: pathlib.Path = pathlib.Path("results/bench.json"),
+    seconds: float = 5.0,
+    repeats: int = 3,
+    seeds: tuple[int, ...] = (1, 5, 20),
+) -> None:
+    """Measures everything, prints it and writes it to a file.
+
+    Args:
+        out: JSON file to write.
+        seconds: of each measurement.
+        repeats: measurements of each thing, of which the best counts.
+        seeds: numbers of runs in one program.
+    """
+    console.print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; backend {jax.default_backend()}")
+    results = environment_record() | {
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "omar": omar_updates(seconds, repeats, seeds),
+        "environments": environment_steps(seconds, repeats),
+        "memory": memory(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=2))
+    console.print(f"written to {out}")
+
+
+def omar_updates(seconds: float, repeats: int, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """OMAR on spread, 3 agents, batch 1,024, width 64: updates a second, all runs together."""
+    try:
+        import torch_omar
+    except ImportError:
+        torch_omar = None
+        console.print("PyTorch is not installed (extra 'bench'): OMAR is measured without a baseline.")
+    dataset = load_dataset("particle/spread", "random", size=100_000)
+    method = algorithms.find("omar")
+    config = method.configure(dataset.spec, {})
+    trainers, compile_seconds = {}, {}
+    for n in seeds:
+        trainers[n] = Trainer(method, [config] * n, range(n), [dataset], [0] * n, None, Layout.default(n))
+        rounds = max(2, 20 // n)
+        began = time.perf_counter()
+        trainers[n].advance(rounds)
+        compile_seconds[n] = time.perf_counter() - began
+    best: dict[Any, float] = {}
+    for _ in range(repeats):
+        for n, trainer in trainers.items():
+            rate = n * _rate(lambda trainer=trainer, n=n: trainer.advance(max(2, 20 // n)), seconds) * max(2, 20 // n)
+            best[n] = max(best.get(n, 0.0), rate)
+        if torch_omar is not None:
+            rates = [torch_omar.updates_per_second(seconds=seconds / 2, threads=t) for t in (1, os.cpu_count() or 1)]
+            best["torch"] = max(best.get("torch", 0.0), *rates)
+    table = Table("OMAR updates/s", "all runs", "x PyTorch", "compile s", box=None, header_style="bold")
+    baseline = best.get("torch")
+    if baseline:
+        table.add_row("PyTorch, eager, the better of 1 and all threads", f"{baseline:.1f}", "1", "")
+    for n in seeds:
+        ratio = f"{best[n] / baseline:.2f}" if baseline else "-"
+        table.add_row(f"omarl_jax, {n} seeds", f"{best[n]:.1f}", ratio, f"{compile_seconds[n]:.0f}")
+    console.print(table)
+    return {"updates_per_second": {str(k): v for k, v in best.items()}, "compile_seconds": compile_seconds}
+
+
+def environment_steps(seconds: float, repeats: int) -> dict[str, Any]:
+    """Steps a second of 1,024 environments with random actions, observations and rewards consumed."""
+    ours: dict[str, MultiAgentEnv] = {task: make_env(f"particle/{task}") for task in ("spread", "tag", "world")}
+    prey = {task: ours[task].prey for task in ("tag", "world")}  # type: ignore[attr-defined]
+    pursuit = {"tag": numpy_particle.TAG, "world": numpy_particle.WORLD}
+    rows: dict[str, tuple[Callable[[], float], int]] = {}
+    compile_seconds = {}
+    for task, env in [*ours.items(), ("naive spread", naive_env.NaiveSpread())]:
+        play = _episodes(env)
+        began = time.perf_counter()
+        play(0)
+        compile_seconds[task] = time.perf_counter() - began
+        rows[f"omarl_jax {task}"] = (lambda play=play: _rate(lambda: play(1), seconds) * _EPISODE_STEPS), N_ENVS
+    for task in ours:
+        batch = numpy_particle.BatchSpread(N_ENVS) if task == "spread" else None
+        loop = numpy_particle.LoopSpread() if task == "spread" else None
+        if batch is None or loop is None:
+            batch = numpy_particle.BatchPursuit(N_ENVS, pursuit[task], prey[task])
+            loop = numpy_particle.LoopPursuit(pursuit[task], prey[task])
+        rows[f"NumPy {task}"] = (lambda env=batch: numpy_particle.steps_per_second(env, seconds)), N_ENVS
+        rows[f"Python loop {task}"] = (lambda env=loop: numpy_particle.steps_per_second(env, min(seconds, 2.0))), 1
+    best = dict.fromkeys(rows, 0.0)
+    for _ in range(repeats):
+        for name, (measure, _) in rows.items():
+            best[name] = max(best[name], measure())
+    table = Table("environment steps/s", "steps/s", "x NumPy", "x Python loop", box=None, header_style="bold")
+    for task in ours:
+        for name in (f"omarl_jax {task}", f"NumPy {task}", f"Python loop {task}"):
+            numpy_rate, loop_rate = best[f"NumPy {task}"], best[f"Python loop {task}"]
+            table.add_row(name, f"{best[name]:,.0f}", f"{best[name] / numpy_rate:.2f}", f"{best[name] / loop_rate:,.0f}")
+    naive = best["omarl_jax naive spread"]
+    table.add_row("naive JAX spread", f"{naive:,.0f}", f"{naive / best['NumPy spread']:.2f}", "")
+    console.print(table)
+    console.print(
+        f"spread is {best['omarl_jax spread'] / naive:.1f} x naive JAX; "
+        f"tag {best['omarl_jax tag'] / best['omarl_jax spread']:.2f} x and "
+        f"world {best['omarl_jax world'] / best['omarl_jax spread']:.2f} x spread"
+    )
+    return {"steps_per_second": best, "compile_seconds": compile_seconds}
+
+
+_EPISODES = 20
+_EPISODE_STEPS = _EPISODES * 25 * N_ENVS
+
+
+def _episodes(env: MultiAgentEnv) -> Callable[[int], Any]:
+    """A compiled function that plays some episodes in all environments and uses up everything they show."""
+    shape = (N_ENVS, env.task_spec.n_agents, env.task_spec.action_dim)
+
+    def step(carry: tuple[Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
+        state, total = carry
+        state, timestep = jax.vmap(env.step)(state, jax.random.uniform(key, shape, minval=-1.0))
+        view = timestep.observation.agents_view
+        return (state, total + view.sum(axis=(1, 2)) + timestep.reward.sum(axis=1)), None
+
+    def episode(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        reset_key, key = jax.random.split(key)
+        state, _ = jax.vmap(env.reset)(jax.random.split(reset_key, N_ENVS))
+        (_, total), _ = jax.lax.scan(step, (state, total), jax.random.split(key, env.task_spec.episode_length))
+        return total, None
+
+    @jax.jit
+    def play(seed: int) -> jax.Array:
+        keys = jax.random.split(jax.random.key(seed), _EPISODES)
+        return jax.lax.scan(episode, jnp.zeros(N_ENVS), keys)[0]
+
+    return lambda seed: play(seed).block_until_ready()
+
+
+def memory() -> dict[str, float]:
+    """Peak memory of a process that trains 20 seeds of BC on a million transitions, in copies of the data."""
+    script = """
+import resource, jax, numpy as np
+from omarl_jax import algorithms, load_dataset
+from omarl_jax.training import Trainer
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+dataset = load_dataset("particle/spread", "random", size=100_000)
+method = algorithms.find("bc")
+config = method.configure(dataset.spec, {})
+def run(rows):
+    grown = dataset.__class__(dataset.spec, jax.tree.map(lambda x: np.concatenate([x] * rows), dataset.rows), {})
+    trainer = Trainer(method, [config] * 20, range(20), [grown], [0] * 20, None)
+    trainer.advance(2)
+    return sum(x.nbytes for x in jax.tree.leaves(grown.rows)) / 2**20
+run(1)
+before = peak()
+size = run(10)
+print(before, peak(), size)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after, size = map(float, done.stdout.split())
+    # The script itself holds the data once in NumPy, so what the device adds is one copy less.
+    copies = (after - before) / size - 1.0
+    console.print(f"1 M transitions, 20 seeds: data {size:.0f} MB, on the device {copies:.1f} copies of it at the peak")
+    return {"data_megabytes": size, "device_copies_at_peak": copies}
+
+
+def _rate(work: Callable[[], Any], seconds: float) -> float:
+    """How often a second `work` is done."""
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or done == 0:
+        work()
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
