@@ -7,6 +7,7 @@ Everything that needs JAX is imported by the verb that needs it, so that `--help
 import ast
 import dataclasses
 import inspect
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from omarl_jax.errors import UserError
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 _Quality = Literal["random", "medium-replay", "medium", "expert"]
 _Positional = tyro.conf.Positional
-_console = Console()
-_errors = Console(stderr=True)
+_console = Console(markup=False)  # brackets in what is printed are no markup
+_errors = Console(stderr=True, markup=False)
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
     try:
         code = _run(sys.argv[1:])
     except UserError as error:
-        _errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _complain("error", str(error))
         code = 1
     except KeyboardInterrupt:
         _errors.print("Stopped. The same command continues where it was.")
@@ -48,9 +50,7 @@ def _run(arguments: Sequence[str]) -> int | None:
     if verb == "train" and rest and not rest[0].startswith("-"):
         return _train(rest[0], rest[1:])
     about = "Offline multi-agent reinforcement learning in JAX."
-    return tyro.extras.subcommand_cli_from_dict(
-        _VERBS, prog="omarl", description=about, args=arguments or ["--help"]
-    )
+    return tyro.extras.subcommand_cli_from_dict(_VERBS, prog="omarl", description=about, args=arguments or ["--help"])
 
 
 # --- Verbs ---
@@ -133,10 +133,13 @@ def evaluate(
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
     env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | _options(option)))
+    if saved.count is not None:
+        raise UserError(f"'{policy}' holds {saved.count} policies, not one.")
     if env.task_spec != saved.spec:
         raise UserError(f"This policy was trained on another form of '{saved.spec.name}'; give its --option values.")
     act, carry = saved.functions
-    played = jax.jit(lambda key: evaluation.evaluate(env, act, carry, saved.params, key, episodes))(jax.random.key(seed))
+    play = jax.jit(lambda key: evaluation.evaluate(env, act, carry, saved.params, key, episodes))
+    played = play(jax.random.key(seed))
     returns = np.asarray(played["return"])
     table = Table("", "mean", "sd", "min", "max", box=None, header_style="bold")
     rows = {"return": returns} | {name: np.asarray(v) for name, v in played.items() if name != "return"}
@@ -215,7 +218,8 @@ def behaviour(
     chosen = behaviour.choose(env, snapshots, medium, expert)
     behaviour.save(out, env, algorithm, {}, seed, snapshots, chosen)
     for quality, numbers in chosen.items():
-        told = ", ".join(f"{snapshots[i]['round']}: {env.reference.normalise(snapshots[i]['explored']):.1f}" for i in numbers)
+        scores = [env.reference.normalise(snapshots[i]["explored"]) for i in numbers]
+        told = ", ".join(f"{snapshots[i]['round']}: {score:.1f}" for i, score in zip(numbers, scores, strict=True))
         _console.print(f"{quality} (round: score) {told}")
 
 
@@ -228,7 +232,7 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
     """
     from omarl_jax.data.recipes import make_env
     from omarl_jax.export import load_policy
-    from omarl_jax.sweep import Grid, expand
+    from omarl_jax.sweep import make_grid
 
     # A quarter of the published rounds, so that two CPU cores need minutes.
     block = {
@@ -237,7 +241,7 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
         "algorithms": ["omar", "cql", "bc"],
         "rounds": 500,
     }
-    grid = Grid(list(expand(block, range(seeds))), evaluations=10, episodes=64)
+    grid = make_grid({"seeds": list(range(seeds)), "evaluations": 10, "episodes": 64, "block": [block]})
     code = _sweep(grid, out, None)
     if code == 0:
         team = load_policy(out / "runs" / grid.runs[0].name / "policy.npz")
@@ -323,7 +327,7 @@ _DATA_VERBS = {"list": data_list, "card": data_card, "verify": data_verify}
 def _train(algorithm: str, arguments: Sequence[str]) -> int:
     """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, lists of floats span a grid."""
     from omarl_jax import algorithms
-    from omarl_jax.sweep import Grid, expand
+    from omarl_jax.sweep import make_grid
 
     method = algorithms.find(algorithm)
     helps = _field_docs(method.config)
@@ -368,8 +372,17 @@ def _train(algorithm: str, arguments: Sequence[str]) -> int:
         "options": _options(given.option),
     }
     block |= {name: value for name in ("rounds", "size") if (value := getattr(given, name)) is not None}
-    runs = list(expand(block, given.seeds, "seed" if given.data_seed is None else given.data_seed))
-    return _sweep(Grid(runs, given.evaluations, given.episodes, given.final_episodes), given.out, given.wandb)
+    grid = make_grid(
+        {
+            "seeds": list(given.seeds),
+            "data_seed": "seed" if given.data_seed is None else given.data_seed,
+            "evaluations": given.evaluations,
+            "episodes": given.episodes,
+            "final_episodes": given.final_episodes,
+            "block": [block],
+        }
+    )
+    return _sweep(grid, given.out, given.wandb)
 
 
 def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
@@ -402,15 +415,21 @@ def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
 
         failed = sweeps.sweep(grid, out, tell, wandb)
     names = {run.name for run in grid.runs}
-    finished = [run for run in reports.load_runs(out / "runs") if run.folder.name in names]
+    there = reports.load_runs(out / "runs") if (out / "runs").is_dir() else []
+    finished = [run for run in there if run.folder.name in names]
     if finished:
         paths = reports.write_report(finished, out / "report")
         reports.print_table(reports.table(finished), _console)
         for name, path in paths.items():
             _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
     for name, reason in failed.items():
-        _errors.print(f"[bold red]failed:[/] {name}: {reason}", highlight=False, soft_wrap=True)
+        _complain("failed", f"{name}: {reason}")
     return 1 if failed else 0
+
+
+def _complain(what: str, message: str) -> None:
+    """One line on stderr."""
+    _errors.print(Text.assemble((f"{what}:", "bold red"), " ", " ".join(message.split())), soft_wrap=True)
 
 
 def _title(pack: list[Any]) -> str:
@@ -428,8 +447,11 @@ def write_gif(env: Any, act: Any, carry: Any, policy: Any, path: pathlib.Path, s
     steps = jax.jit(lambda key: play(env, act, carry, policy, key))(jax.random.key(seed))
     last = int(steps.valid.sum())
     frames = [env.render(jax.tree.map(lambda x, t=t: x[t], steps.env_state)) for t in range(last + 1)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_gif(frames, path, fps=8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_gif(frames, path, fps=8)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -451,7 +473,8 @@ def _field_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for part in reversed(cls.__mro__[:-1]):
         body = ast.parse(inspect.getsource(part).lstrip()).body[0].body  # type: ignore[attr-defined]
-        for field, below in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                docs[field.target.id] = below.value.value  # type: ignore[union-attr]
+        for field, below in itertools.pairwise(body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(told))):
+                    docs[name] = told
     return docs

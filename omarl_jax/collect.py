@@ -114,14 +114,15 @@ def collect_rows(
 
     n_policies = 0 if policies is None else jax.tree.leaves(policies)[0].shape[0]
     keys = jax.random.split(key, episodes)
+    at_once = min(episodes, _EPISODES_AT_ONCE)
 
     def part(start: int) -> Rows:
-        numbers = np.arange(start, start + _EPISODES_AT_ONCE) % episodes  # the last part wraps: one compilation
+        numbers = np.arange(start, start + at_once) % episodes  # the last part wraps: one compilation
         chosen = None if policies is None else jax.tree.map(lambda x: x[numbers * n_policies // episodes], policies)
         steps = jax.tree.map(np.asarray, many(chosen, keys[numbers]))
         return _rows(jax.tree.map(lambda x: x[: episodes - start], steps))
 
-    parts = [part(start) for start in range(0, episodes, _EPISODES_AT_ONCE)]
+    parts = [part(start) for start in range(0, episodes, at_once)]
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 

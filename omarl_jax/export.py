@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import tempfile
 import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import algorithms
 from omarl_jax.errors import UserError
+from omarl_jax.files import replacing
 from omarl_jax.types import Act, Stats
 
 FORMAT = 1
@@ -30,6 +30,7 @@ class SavedPolicy:
         spec: the task.
         params: what `Algorithm.act` is given; every leaf begins with (P,) if the file holds several policies.
         metadata: whatever was saved with it.
+        count: P, None if the file holds one policy.
     """
 
     algorithm: str
@@ -37,6 +38,7 @@ class SavedPolicy:
     spec: TaskSpec
     params: Any
     metadata: dict[str, Any]
+    count: int | None = None
 
     @property
     def functions(self) -> tuple[Act, Any]:
@@ -67,14 +69,8 @@ def save_policy(
     }
     with_paths = jax.tree_util.tree_leaves_with_path(params)
     leaves: dict[str, Any] = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in with_paths}
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header)), **leaves)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise UserError(f"The policy could not be written to '{path}': {error.strerror or error}.") from None
+    with replacing(pathlib.Path(path)) as file:
+        np.savez_compressed(file, header=np.array(json.dumps(header)), **leaves)
 
 
 def load_policy(path: str | pathlib.Path) -> SavedPolicy:
@@ -96,21 +92,17 @@ def load_policy(path: str | pathlib.Path) -> SavedPolicy:
         config = method.configure(spec, header["config"])
     except FileNotFoundError:
         raise UserError(f"There is no policy '{path}'.") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' is not a policy of this package ({type(error).__name__}: {error}).") from None
-    params = _unflatten(path, method, config, spec, leaves)
-    return SavedPolicy(header["algorithm"], config, spec, params, header["metadata"])
-
-
-def _unflatten(path: pathlib.Path, method: Any, config: Any, spec: TaskSpec, leaves: dict[str, np.ndarray]) -> Any:
     stats = Stats(*(jnp.zeros((spec.n_agents, spec.obs_dim)) for _ in Stats._fields))
     template = jax.eval_shape(lambda: method.make(config, spec).init(jax.random.key(0), stats)).policy
     expected = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(template)}
-    fits = set(expected) == set(leaves) and all(
-        leaves[name].shape[-leaf.ndim :] == leaf.shape for name, leaf in expected.items()
-    )
-    if not fits:
+    of_one = {name: leaf.shape for name, leaf in expected.items()}
+    found = {name: leaf.shape for name, leaf in leaves.items()}
+    stacked = () if found == of_one else next(iter(found.values()), ())[:1]
+    if found != {name: stacked + shape for name, shape in of_one.items()}:
         raise UserError(f"The arrays in '{path}' do not fit a policy of '{method.name}'.")
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in expected])
+    params = jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in expected])
+    return SavedPolicy(header["algorithm"], config, spec, params, header["metadata"], *stacked)

@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 import pathlib
 from typing import Any, Protocol
 
 from omarl_jax.errors import UserError
+from omarl_jax.files import replacing
 
 
 class Logger(Protocol):
@@ -22,7 +22,7 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """Appends to `metrics.jsonl`, which `cut` brings back to a checkpoint's round.
+    """Appends to `metrics.jsonl`, cut back to a checkpoint's round first.
 
     Args:
         path: the file.
@@ -31,10 +31,9 @@ class JsonLines:
 
     def __init__(self, path: pathlib.Path, round: int):
         kept = [line for line in _lines(path) if _round(line) <= round]
+        with replacing(path) as file:
+            file.write("".join(kept).encode())
         try:
-            temporary = path.with_suffix(".partial")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, path)
             self._file = path.open("a")
         except OSError as error:
             raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None

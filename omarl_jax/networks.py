@@ -149,24 +149,77 @@ class _Critic(nn.Module):
     @nn.compact
     def __call__(self, obs: chex.Array, actions: chex.Array, norm: Norm | None, heads: int | None = None) -> chex.Array:
         batch = self.input_norm == "batch"
-        heads = heads or self.n
         obs = _Normalise(affine=batch, name="obs_norm")(obs, norm)
         if batch:
             actions = _Normalise(affine=True, name="action_norm")(actions, None)
-        n_obs, n_actions = obs.shape[-1], actions.shape[-1]
-        bound = torch_kernel(n_obs + n_actions)
-        w_obs = self.param("w_obs", bound, (self.n, n_obs, self.hidden[0]))[:heads]
-        w_actions = self.param("w_actions", bound, (self.n, n_actions, self.hidden[0]))[:heads]
-        b = self.param("b_0", bound, (self.n, self.hidden[0]))[:heads]
-        from_obs = jnp.einsum("bo,noh->nbh", obs, w_obs) + b[:, None]
-        x = jnp.einsum("...ba,nah->n...bh", actions, w_actions)
-        x = nn.relu(x + jnp.expand_dims(from_obs, tuple(range(1, actions.ndim - 1))))
+        bound = torch_kernel(obs.shape[-1] + actions.shape[-1])
+        w_obs = self.param("w_obs", bound, (self.n, obs.shape[-1], self.hidden[0]))
+        w_actions = self.param("w_actions", bound, (self.n, actions.shape[-1], self.hidden[0]))
+        layers = [(w_obs, w_actions, self.param("b_0", bound, (self.n, self.hidden[0])))]
         for i, (inputs, width) in enumerate(zip(self.hidden, (*self.hidden[1:], 1), strict=True), start=1):
-            w = self.param(f"w_{i}", torch_kernel(inputs), (self.n, inputs, width))[:heads]
-            b = self.param(f"b_{i}", torch_kernel(inputs), (self.n, width))[:heads]
-            x = jnp.einsum("n...h,nhj->n...j", x, w) + jnp.expand_dims(b, tuple(range(1, actions.ndim)))
-            x = nn.relu(x) if width != 1 or i < len(self.hidden) else x[..., 0]
-        return x
+            w = self.param(f"w_{i}", torch_kernel(inputs), (self.n, inputs, width))
+            layers.append((w, self.param(f"b_{i}", torch_kernel(inputs), (self.n, width))))
+
+        def value(layers: Any, actions: chex.Array) -> chex.Array:
+            (w_obs, w_actions, b), *middle, (w_last, b_last) = layers
+            x = _first_layer(obs @ w_obs + b, actions, w_actions)  # (…, B, H)
+            for layer in middle:
+                x = _dense_relu(x, *layer)
+            return (x @ w_last + b_last)[..., 0]
+
+        # Were the actions shared, their products' gradients would be joined over the networks, by a slow transposition.
+        each = jnp.broadcast_to(actions, (heads or self.n, *actions.shape))
+        return jax.vmap(value)(jax.tree.map(lambda x: x[:heads], layers), each)
+
+
+# The layers below are most of what training computes. Their gradients are written out because the automatic ones keep
+# the arrays before ReLU as well as those after it, and because XLA's CPU compiler fuses element-wise work into both of
+# the matrix products that use it, so that it is done twice; barriers keep it apart.
+
+
+@jax.custom_vjp
+def _dense_relu(x: chex.Array, w: chex.Array, b: chex.Array) -> chex.Array:
+    """relu(x w + b): (…, H), (H, J), (J,) -> (…, J)."""
+    return nn.relu((x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], -1) + b)
+
+
+def _dense_relu_forward(x: chex.Array, w: chex.Array, b: chex.Array) -> tuple[chex.Array, Any]:
+    y = _kept_apart(_dense_relu(x, w, b))
+    return y, (x, w, y)
+
+
+def _dense_relu_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+    x, w, y = kept
+    d = _kept_apart(jnp.where(y > 0, dy, 0.0)).reshape(-1, w.shape[1])
+    d_w = jnp.einsum("bh,bj->hj", x.reshape(-1, w.shape[0]), d)
+    return (d @ w.T).reshape(x.shape), d_w, d.sum(axis=0)
+
+
+@jax.custom_vjp
+def _first_layer(from_obs: chex.Array, actions: chex.Array, w: chex.Array) -> chex.Array:
+    """relu(from_obs + actions w): (B, H), (…, B, A), (A, H) -> (…, B, H)."""
+    if w.shape[0] <= _FEW_ACTIONS:
+        return nn.relu(from_obs + sum(actions[..., i : i + 1] * w[i] for i in range(w.shape[0])))
+    return nn.relu(from_obs + actions @ w)
+
+
+def _first_layer_forward(from_obs: chex.Array, actions: chex.Array, w: chex.Array) -> tuple[chex.Array, Any]:
+    y = _kept_apart(_first_layer(from_obs, actions, w))
+    return y, (actions, w, y)
+
+
+def _first_layer_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+    actions, w, y = kept
+    d = _kept_apart(jnp.where(y > 0, dy, 0.0))
+    flat = d.reshape(-1, w.shape[1])
+    d_w = jnp.einsum("ba,bh->ah", actions.reshape(-1, w.shape[0]), flat)
+    return d.reshape(-1, *d.shape[-2:]).sum(axis=0), (flat @ w.T).reshape(actions.shape), d_w
+
+
+_dense_relu.defvjp(_dense_relu_forward, _dense_relu_backward)
+_first_layer.defvjp(_first_layer_forward, _first_layer_backward)
+_FEW_ACTIONS = 8  # up to here multiplying out is faster than a matrix product
+_kept_apart = jax.lax.optimization_barrier
 
 
 class Network(NamedTuple):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax.collect import uniform_act
+from omarl_jax.errors import UserError
 from omarl_jax.types import Algorithm, Metrics, Transition
 
 
@@ -49,7 +50,13 @@ class OnlineSettings(NamedTuple):
 def init(
     algorithm: Algorithm, learner: Any, env: MultiAgentEnv, settings: OnlineSettings, key: chex.PRNGKey
 ) -> OnlineState:
-    """The state before the first step, for a learner that is fresh or was trained offline."""
+    """The state before the first step, for a learner that is fresh or was trained offline.
+
+    Raises:
+        UserError: if the method needs more than single transitions.
+    """
+    if algorithm.needs.next_actions or algorithm.needs.batches > 1:
+        raise UserError("This method cannot learn online: it needs more than single transitions.")
     env_state, timestep = jax.vmap(env.reset)(jax.random.split(key, settings.n_envs))
     _, example = _interact(algorithm, env, learner.policy, env_state, timestep.observation, jnp.bool_(True), key)
     rows = max(settings.capacity // settings.n_envs, 1) * settings.n_envs

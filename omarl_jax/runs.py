@@ -5,7 +5,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from omarl_jax import algorithms
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
+from omarl_jax.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,53 +112,20 @@ class RunFolder:
         arrays: dict[str, Any] = {name: np.array(values) for name, values in evaluations.items()}
         if final is not None:
             arrays |= {f"final_{'returns' if name == 'return' else name}": values for name, values in final.items()}
-        with self._replacing("evaluations.npz") as partial:
+        with replacing(self.path / "evaluations.npz") as partial:
             np.savez_compressed(partial, **arrays)
 
     def finish(self, run: Run, spec: Any, policy: Any, record: dict[str, Any]) -> None:
         """Writes the policy and the record, and `DONE` last."""
-        save_policy(self.path / "policy.npz", run.algorithm, run.config, spec, policy, {"run": run.name})
+        metadata = {"run": run.name, "options": dict(run.options)}
+        save_policy(self.path / "policy.npz", run.algorithm, run.config, spec, policy, metadata)
         self._write_json("run.json", record)
-        with self._replacing("DONE") as partial:
+        with replacing(self.path / "DONE") as partial:
             partial.write(b"")
 
     def _write_json(self, name: str, value: Any) -> None:
-        with self._replacing(name) as partial:
+        with replacing(self.path / name) as partial:
             partial.write(json.dumps(value, indent=2, default=str).encode())
-
-    def _replacing(self, name: str) -> "_Replacing":
-        return _Replacing(self.path / name)
-
-
-class _Replacing:
-    """A file that appears under its name only when it is whole."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> Any:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("wb")
-        except OSError as error:
-            raise self._unwritable(error) from None
-        return self._file
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            if error is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._file.close()
-            if error is None:
-                os.replace(self._partial, self._path)
-        except OSError as failure:
-            raise self._unwritable(failure) from None
-        if isinstance(error, OSError):
-            raise self._unwritable(error) from None
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"'{self._path}' cannot be written: {error.strerror or error}.")
 
 
 def environment_record() -> dict[str, Any]:
@@ -172,8 +137,3 @@ def environment_record() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
     }
-
-
-def configure(algorithm: str, spec: Any, overrides: dict[str, Any]) -> Any:
-    """A checked config of a method, by name."""
-    return algorithms.find(algorithm).configure(spec, overrides)

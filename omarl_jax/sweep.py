@@ -25,8 +25,9 @@ from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.recipes import QUALITIES, load_dataset, make_env, scores
 from omarl_jax.errors import UserError, unknown
+from omarl_jax.files import replacing
 from omarl_jax.runs import Run, RunFolder, environment_record
-from omarl_jax.training import Layout, Trainer, even_chunk
+from omarl_jax.training import Layout, Trainer, check_seeds, even_chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,66 +83,78 @@ def read_grid(path: pathlib.Path) -> Grid:
         UserError: for a file that is not such a grid, naming the mistake.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no grid file '{path}'.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"'{path}' is not a grid file: {error}.") from None
-    _check_names(content, _TOP, f"setting in '{path}'")
-    settings = {name: content[name] for name in ("evaluations", "episodes", "final_episodes") if name in content}
-    for name, value in settings.items():
-        if type(value) is not int or value < 1:
-            raise UserError(f"{name} must be a positive integer, not {value!r}.")
-    seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise UserError(f"seeds must be a list of integers from 0 on, not {seeds!r}.")
-    blocks = content.get("block")
-    if not isinstance(blocks, list) or not blocks:
-        raise UserError(f"'{path}' has no [[block]].")
-    runs: dict[str, Run] = {}
-    for block in blocks:
-        _check_names(block, _BLOCK, "setting of a [[block]]")
-        for run in expand(block, seeds, content.get("data_seed", "seed")):
-            runs.setdefault(run.name, run)
-    return Grid(list(runs.values()), **settings)
+    try:
+        return make_grid(content)
+    except UserError as error:
+        raise UserError(f"In '{path}': {error}") from None
 
 
-def expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str = "seed") -> Iterator[Run]:
-    """The runs of one block of a grid.
+def make_grid(content: dict[str, Any]) -> Grid:
+    """A grid from what stands in its file; a run that is named twice is trained once.
 
     Raises:
         UserError: for unknown names and values that make no sense.
     """
+    _check_names(content, _TOP, "setting")
+    settings = {name: content[name] for name in ("evaluations", "episodes", "final_episodes") if name in content}
+    for name, value in settings.items():
+        _check_positive(name, value)
+    seeds, data_seed = content.get("seeds", [0]), content.get("data_seed", "seed")
+    if not isinstance(seeds, list) or not seeds:
+        raise UserError(f"seeds must be a list of integers, not {seeds!r}.")
+    check_seeds(seeds if data_seed == "seed" else [*seeds, data_seed])
+    blocks = content.get("block")
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
+        raise UserError("A grid needs at least one [[block]].")
+    runs = {run.name: run for block in blocks for run in _expand(block, seeds, data_seed)}
+    return Grid(list(runs.values()), **settings)
+
+
+def _expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str) -> Iterator[Run]:
+    """The runs of one block of a grid."""
+    _check_names(block, _BLOCK, "setting of a [[block]]")
     for name in ("tasks", "datasets", "algorithms"):
         values = block.get(name)
         if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-            raise UserError(f"A block needs {name}, a list of names, not {values!r}.")
-    hyperparameters = block.get("hyperparameters", {})
+            raise UserError(f"A [[block]] needs {name}, a list of names, not {values!r}.")
+    for name in ("hyperparameters", "options"):
+        if not isinstance(block.get(name, {}), dict):
+            raise UserError(f"{name} must be a table of names and values, not {block[name]!r}.")
+    for name in ("rounds", "size"):
+        if name in block:
+            _check_positive(name, block[name])
+    hyperparameters, options = block.get("hyperparameters", {}), block.get("options", {})
+    variant = block.get("variant")
+    if variant is not None and (not isinstance(variant, str) or pathlib.Path(variant).name != variant):
+        raise UserError(f"variant must be a name that a folder can have, not {variant!r}.")
     axes = [[(k, v) for v in (vs if isinstance(vs, list) else [vs])] for k, vs in hyperparameters.items()]
-    options = tuple(sorted(block.get("options", {}).items()))
+    if [] in axes:
+        raise UserError("A hyperparameter has an empty list of values.")
     for task, dataset, algorithm in itertools.product(block["tasks"], block["datasets"], block["algorithms"]):
-        spec = make_env(task, **dict(options)).task_spec
-        if dataset not in QUALITIES and not pathlib.Path(dataset).is_dir():
+        spec = make_env(task, **options).task_spec
+        by_recipe = dataset in QUALITIES
+        if not by_recipe and not pathlib.Path(dataset).is_dir():
             raise unknown("dataset", dataset, QUALITIES)
+        method = algorithms.find(algorithm)
         preset = presets.preset(algorithm, task, dataset)
-        rounds = block.get("rounds", preset.rounds)
-        if type(rounds) is not int or rounds < 1:
-            raise UserError(f"rounds must be a positive integer, not {rounds!r}.")
-        for point in itertools.product(*axes):
-            config = algorithms.find(algorithm).configure(spec, preset.overrides | dict(point))
-            for seed in seeds:
-                yield Run(
-                    algorithm=algorithm,
-                    task=task,
-                    dataset=dataset,
-                    seed=seed,
-                    data_seed=seed if data_seed == "seed" else int(data_seed),
-                    rounds=rounds,
-                    config=config,
-                    options=options,
-                    size=block.get("size"),
-                    variant=block.get("variant"),
-                )
+        for point, seed in itertools.product(itertools.product(*axes), seeds):
+            yield Run(
+                algorithm=algorithm,
+                task=task,
+                dataset=dataset,
+                seed=seed,
+                data_seed=0 if not by_recipe else seed if data_seed == "seed" else int(data_seed),
+                rounds=block.get("rounds", preset.rounds),
+                config=method.configure(spec, preset.overrides | dict(point)),
+                options=tuple(sorted(options.items())),
+                size=block.get("size"),
+                variant=variant,
+            )
 
 
 def packs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -149,7 +162,8 @@ def packs(runs: Sequence[Run]) -> list[list[Run]]:
     grouped: dict[Any, list[Run]] = {}
     for run in runs:
         static = jax.tree.structure(run.config)
-        key = (run.algorithm, static, run.task, run.options, run.dataset, run.size, run.rounds)
+        options = repr(run.options)  # a list among them could be no key
+        key = (run.algorithm, static, run.task, options, run.dataset, run.size, run.rounds)
         grouped.setdefault(key, []).append(run)
     return list(grouped.values())
 
@@ -174,8 +188,11 @@ def sweep(
     """
     failed = {}
     for number, pack in enumerate(packs(grid.runs)):
-        if all(RunFolder(out / "runs" / run.name).done for run in pack):
+        left = [run for run in pack if not RunFolder(out / "runs" / run.name).done]
+        if not left:
             continue
+        if not _pack_folder(pack, out).exists():
+            pack = left  # the others were finished in another pack, for another grid
         try:
             train_pack(pack, grid, out, lambda p, number=number: report(dataclasses.replace(p, pack=number)), wandb)
         except UserError as error:
@@ -200,8 +217,7 @@ def train_pack(
     hashes = [storage.content_hash(dataset) for dataset in datasets]
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
-    name = hashlib.sha256("\n".join(run.name for run in runs).encode()).hexdigest()[:12]
-    folder = out / "packs" / name
+    folder = _pack_folder(runs, out)
     layout = _layout(folder / "pack.json", runs)
     trainer = Trainer(
         algorithms.find(first.algorithm),
@@ -249,7 +265,7 @@ def train_pack(
 
     final = trainer.evaluate(grid.final_episodes)
     record = environment_record() | {
-        "pack": name,
+        "pack": folder.name,
         "layout": dataclasses.asdict(trainer.layout),
         "updates_per_second": float(np.median(rates)) if rates else None,
     }
@@ -274,16 +290,18 @@ def open_dataset(env: MultiAgentEnv, run: Run, data_seed: int) -> Dataset:
     return dataclasses.replace(dataset, metadata=scores(env, dataset) | dataset.metadata)
 
 
+def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
+    names = "\n".join(run.name for run in runs)
+    return out / "packs" / hashlib.sha256(names.encode()).hexdigest()[:12]
+
+
 def _layout(path: pathlib.Path, runs: Sequence[Run]) -> Layout:
     """The pack's layout, as it was first written down."""
     if not path.exists():
         layout = Layout.default(len(runs))
         content = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout)} | environment_record()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=2))
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
+        with replacing(path) as file:
+            file.write(json.dumps(content, indent=2).encode())
         return layout
     try:
         layout = Layout(**json.loads(path.read_text())["layout"])
@@ -301,3 +319,8 @@ def _check_names(content: dict[str, Any], known: set[str], kind: str) -> None:
     for name in content:
         if name not in known:
             raise unknown(kind, name, known)
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise UserError(f"{name} must be a positive integer, not {value!r}.")

@@ -309,9 +309,10 @@ def train(
     axes = [[(name, v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in hyperparameters.items()]
     grid = [method.configure(dataset.spec, dict(point)) for point in itertools.product(*axes)]
     each = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    check_seeds(each)
     runs = [(config, seed) for config in grid for seed in each]
-    if not runs or rounds < 1 or not 1 <= evaluations <= rounds:
-        raise UserError("There must be at least one seed and one round, and not more evaluations than rounds.")
+    if not runs or rounds < 1 or episodes < 1 or not 1 <= evaluations <= rounds:
+        raise UserError("There must be a seed, a round and an episode at least, and not more evaluations than rounds.")
     configs, run_seeds = [config for config, _ in runs], [seed for _, seed in runs]
     env = env or make_env(dataset.spec.name, **dataset.metadata.get("options", {}))
     trainer = Trainer(method, configs, run_seeds, [dataset], [0] * len(runs), env)
@@ -335,3 +336,10 @@ def train(
 def even_chunk(rounds: int, evaluations: int) -> int:
     """Rounds between evaluations: a divisor of all rounds, so that one program is compiled."""
     return next(rounds // n for n in range(min(evaluations, rounds), 0, -1) if rounds % n == 0)
+
+
+def check_seeds(seeds: Sequence[Any]) -> None:
+    """Raises a `UserError` for seeds that random numbers cannot be made from."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+            raise UserError(f"A seed must be an integer from 0 to 2³² - 1, not {seed!r}.")

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.types import Algorithm, TaskSpec
@@ -77,11 +77,13 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind in (bool, int, str):
         if type(value) is kind:
             return value
-    elif kind is not float:
-        choices = getattr(kind, "__args__", ())
-        if isinstance(value, list | tuple) and not isinstance(value, str):
+    elif get_origin(kind) is tuple:
+        part = get_args(kind)[0]
+        if isinstance(value, list | tuple) and all(type(one) is part for one in value):
             return tuple(value)
-        if value in choices:
+        raise UserError(f"{name} must be a list of {part.__name__}, not {value!r}.")
+    elif get_origin(kind) is Literal:
+        if value in get_args(kind):
             return value
-        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
+        raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}.")
     raise UserError(f"{name} must be a {kind.__name__}, not {value!r}.")

@@ -4,18 +4,19 @@ Critics judge nothing but actions of the data; better ones count more, by a soft
 
     V̄_i = (1 - d_i) min_k Q̄_ik(o'_i, a'_i)
     L_Q = Σ_k mean (Q_ik(o_i, a_i) - r_i - γ W_i V̄_i)²,   W_i = B softmax(V̄_i / β_Q)
-    L_π = -mean B softmax(A_i / β_π) log π_i(a_i | o_i)
-    A_i = r_i + γ (1 - d_i) min_k Q_ik(o'_i, a'_i) - min_k Q_ik(o_i, a_i)
+    L_π = -mean B softmax(min_k Q_ik(o_i, a_i) / β_π) log π_i(a_i | o_i)
 
 The policy is a Gaussian squashed by tanh. The published multi-agent code for continuous actions is not available; the
-authors' code for one agent differs in this:
+authors' code for one agent differs from this:
 
 - It cuts W off at 1, which shrinks every value above the average; `published_clip` does the same.
+- It weighs actions by the temporal difference r + γ (1 - d) Q(o', a') - Q(o, a), not by Q as the paper does. The more
+  the critic has learned, the less that depends on the action; `published_advantage` does the same.
+- Values after a termination, which mean nothing, take part in its softmax; here they are 0.
 - It has one critic, a Gaussian that is not squashed, and weight decay of 1e-4 on the policy.
-- It has values after a termination, which mean nothing, in the softmax; here they are 0.
 
-With `centralised`, one critic, learning the mean reward, sees all observations and actions, and its advantage weighs
-the actions of every agent.
+With `centralised`, one critic, learning the mean reward, sees all observations and actions, and its values weigh the
+actions of every agent.
 """
 
 from typing import Any, NamedTuple
@@ -59,6 +60,8 @@ class Config:
     """β_π, of the weights of actions."""
     published_clip: bool = False
     """Cut the weights of next values off at 1, as the published code does."""
+    published_advantage: bool = False
+    """Weigh actions by the temporal difference, not by their value, as the published code does."""
     centralised: bool = False
     """One critic that sees all agents."""
     batch_size: int = 1024
@@ -136,9 +139,11 @@ def icq(config: Config, spec: TaskSpec) -> Algorithm:
         )
 
         # --- policy ---
-        following = values(critics, batch.next_obs, batch.next_actions)
-        advantage = bootstrapped(rewards, terminal, following, config.gamma) - values(critics, batch.obs, batch.actions)
-        weights = jax.vmap(softmax_weights, (0, None))(advantage, config.policy_temperature)  # (G, B)
+        worth = values(critics, batch.obs, batch.actions)
+        if config.published_advantage:
+            following = values(critics, batch.next_obs, batch.next_actions)
+            worth = bootstrapped(rewards, terminal, following, config.gamma) - worth
+        weights = jax.vmap(softmax_weights, (0, None))(worth, config.policy_temperature)  # (G, B)
 
         def policy_loss(params: Any, obs: Any, actions: Any, norm: Any, weights: Any) -> tuple[chex.Array, Metrics]:
             mean, log_std = policy.apply(params, obs, norm)  # (B, A)

@@ -13,6 +13,7 @@ import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, evaluation, online
+from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
 from omarl_jax.types import Stats
 
@@ -38,15 +39,20 @@ def train(
         overrides: hyperparameters that differ from its defaults.
         seed: randomness.
         rounds: learning rounds, one for each `settings.n_envs` environment steps.
-        every: rounds between snapshots.
+        every: rounds between snapshots, a divisor of `rounds`.
         final_lr: the learning rate falls linearly to this share of itself, which steadies the last policies.
         settings: how experience is gathered.
 
     Returns:
         snapshots, the first before training: `round`, `policy` (on the host), `returns` of greedy play, and
         `explored`, those with exploration noise; the latter two are means over 1,000 episodes.
+
+    Raises:
+        UserError: for an unknown method, hyperparameters or rounds that make no sense.
     """
     spec = env.task_spec
+    if every < 1 or rounds < 1 or rounds % every:
+        raise UserError(f"Rounds must be a multiple of those between snapshots, not {rounds} and {every}.")
     method = algorithms.find(algorithm)
     config = method.configure(spec, overrides)
     learner = method.make(config, spec)
@@ -96,14 +102,15 @@ def choose(env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, e
         expert: the same for the expert data.
 
     Returns:
-        `medium` and `expert`: the one nearest; `medium-replay`: as many as ship, spread evenly over the rounds before
-        the medium one, the untrained policy first.
+        `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: as many as
+        ship, spread evenly over the rounds from the untrained policy to the medium one.
     """
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
     best = int(np.abs(score - expert).argmin())
-    reached = int(np.argmax(score >= medium)) or len(score) - 1  # the first time, not after a relapse
-    middle = min((reached - 1, reached), key=lambda i: abs(score[i] - medium))
+    # The first time, not after a relapse; the snapshot before may be nearer.
+    reached = int(np.minimum(score, medium).argmax())
+    middle = min((max(reached - 1, 0), reached), key=lambda i: abs(score[i] - medium))
     replay = np.unique(np.linspace(0, middle, _REPLAY_SNAPSHOTS).round().astype(int))
     return {"medium-replay": replay.tolist(), "medium": [middle], "expert": [best]}
 

@@ -26,9 +26,7 @@ _DEFAULT_SIZE = 1_000_000
 _REPLAY_SIZES = {"particle/spread": 97_500, "particle/tag": 62_500, "particle/world": 80_000}  # as published
 
 
-def load_dataset(
-    task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any
-) -> Dataset:
+def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any) -> Dataset:
     """Makes an offline dataset on the device.
 
     Args:

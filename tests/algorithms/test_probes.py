@@ -17,9 +17,18 @@ from omarl_jax import networks
 from omarl_jax.algorithms import formulas
 from omarl_jax.types import Stats, Transition
 
-GAMMA, ROWS, ROUNDS = 0.5, 512, 600
+GAMMA, ROWS, ROUNDS = 0.5, 512, 400
 SIGNS = np.array([[1, -1], [-1, 1]])  # (N, A)
-HYPERPARAMETERS = {"gamma": GAMMA, "lr": 0.01, "tau": 0.05, "hidden": (32, 32), "omar_coef": 0.7, "policy_temperature": 0.3}
+HYPERPARAMETERS = {
+    "gamma": GAMMA,
+    "lr": 0.01,
+    "tau": 0.05,
+    "hidden": (32,),
+    "cql_alpha": 0.3,
+    "omar_coef": 0.7,
+    "search_steps": 2,
+    "policy_temperature": 0.3,
+}
 
 
 def best(obs: np.ndarray) -> np.ndarray:
@@ -96,19 +105,29 @@ def variants(config: type) -> list[bool | None]:
     return [False, True] if config.__bases__ == (object,) else [config.centralised]  # others vary another method
 
 
+def setups(name: str) -> list[Any]:
+    """A method as it is; and if it has critics of its own, the other kind of critics and of normalisation too."""
+    config = METHODS[name].Config
+    default = pytest.param(name, {}, id=name)
+    if not hasattr(config, "centralised") or config.__bases__ != (object,):
+        return [default]
+    other = {"centralised": not config.centralised, "input_norm": "dataset" if config.input_norm == "batch" else "batch"}
+    return [default, pytest.param(name, other, id=f"{name}-{'centralised' if other['centralised'] else 'decentralised'}")]
+
+
 DATA = problems()
-SETUPS = [
-    (name, centralised)
-    for name in CONTINUOUS
-    for centralised in variants(METHODS[name].Config)
-]
-ACTOR_CRITICS = [setup for setup in SETUPS if setup[1] is not None]
+SETUPS = [setup for name in CONTINUOUS for setup in setups(name)]
+ACTOR_CRITICS = [setup for setup in SETUPS if hasattr(METHODS[setup.values[0]].Config, "gamma")]
+
+
+def learned(name: str, overrides: dict[str, Any]) -> Learned:
+    """A method after learning on every problem."""
+    return _learned(name, tuple(overrides.items()))
 
 
 @functools.cache
-def learned(name: str, centralised: bool | None) -> Learned:
-    """A method after learning on every problem."""
-    config, algorithm = make(name, centralised=centralised, **HYPERPARAMETERS)
+def _learned(name: str, overrides: tuple[tuple[str, Any], ...]) -> Learned:
+    config, algorithm = make(name, **(HYPERPARAMETERS | dict(overrides)))
     data = jax.tree.map(lambda *xs: jnp.stack(xs), *DATA.values())
 
     def learn(data: Transition, key: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -126,31 +145,34 @@ def learned(name: str, centralised: bool | None) -> Learned:
     return Learned(config, states, jax.tree.map(np.asarray, metrics), np.asarray(actions))
 
 
-@pytest.mark.parametrize(("name", "centralised"), SETUPS)
-def test_finds_the_best_action_or_imitates(name: str, centralised: bool | None) -> None:
-    problem = "concentrated" if centralised is None else "peak"
-    actions = learned(name, centralised).actions[list(DATA).index(problem)]
-    error = np.abs(actions - best(DATA[problem].obs)).mean(axis=(0, 2))
-    assert (error < 0.15).all(), error  # uniform actions: 0.67
+@pytest.mark.parametrize(("name", "overrides"), SETUPS)
+def test_finds_the_best_action_or_imitates(name: str, overrides: dict[str, Any]) -> None:
+    problem = "peak" if hasattr(METHODS[name].Config, "gamma") else "concentrated"
+    found = learned(name, overrides)
+    wanted, actions = best(DATA[problem].obs), found.actions[list(DATA).index(problem)]
+    if found.config.input_norm == "batch":  # which hides scale and shift of a policy's actions from the critic
+        wanted, actions = ((x - x.mean(axis=0)) / x.std(axis=0) for x in (wanted, actions))
+    error = np.abs(actions - wanted).mean(axis=(0, 2)) / wanted.std()
+    assert (error < 0.3).all(), error  # that of random actions is 1.1
 
 
-@pytest.mark.parametrize(("name", "centralised"), ACTOR_CRITICS)
-def test_reward_is_credited_one_step_back(name: str, centralised: bool) -> None:
-    values = learned(name, centralised).values("credit")
+@pytest.mark.parametrize(("name", "overrides"), ACTOR_CRITICS)
+def test_reward_is_credited_one_step_back(name: str, overrides: dict[str, Any]) -> None:
+    values = learned(name, overrides).values("credit")
     np.testing.assert_allclose(values[..., ::2].mean(axis=-1), GAMMA, atol=0.1)
     np.testing.assert_allclose(values[..., 1::2].mean(axis=-1), 1.0, atol=0.1)
 
 
-@pytest.mark.parametrize(("name", "centralised"), ACTOR_CRITICS)
-def test_bootstraps_through_truncation_but_not_through_the_end(name: str, centralised: bool) -> None:
-    found = learned(name, centralised)
+@pytest.mark.parametrize(("name", "overrides"), ACTOR_CRITICS)
+def test_bootstraps_through_truncation_but_not_through_the_end(name: str, overrides: dict[str, Any]) -> None:
+    found = learned(name, overrides)
     np.testing.assert_allclose(found.values("truncated").mean(axis=-1), 1 / (1 - GAMMA), atol=0.15)
     np.testing.assert_allclose(found.values("terminal").mean(axis=-1), 1.0, atol=0.1)
 
 
-@pytest.mark.parametrize(("name", "centralised"), SETUPS)
-def test_stays_finite_on_any_data(name: str, centralised: bool | None) -> None:
-    found = learned(name, centralised)
+@pytest.mark.parametrize(("name", "overrides"), SETUPS)
+def test_stays_finite_on_any_data(name: str, overrides: dict[str, Any]) -> None:
+    found = learned(name, overrides)
     for leaf in jax.tree.leaves((found.states, found.metrics, found.actions)):
         assert np.isfinite(leaf).all()
     assert np.abs(found.actions).max() <= 1

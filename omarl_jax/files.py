@@ -1,0 +1,31 @@
+"""Files that appear under their names only when they are whole."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from omarl_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` once everything is written; until then what was there stays.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

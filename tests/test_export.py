@@ -1,0 +1,169 @@
+"""Policies on disk: what is read acts as what was written, and what is not a policy is refused in one sentence."""
+
+import errno
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from omarl_envs.spec import TaskSpec
+
+from omarl_jax import UserError, algorithms, load_policy
+from omarl_jax.export import save_policy
+from omarl_jax.types import Stats
+
+SPEC = TaskSpec("toy/continuous", "continuous", n_agents=2, obs_dim=3, action_dim=2, state_dim=6, episode_length=5)
+METHOD = algorithms.find("bc")
+CONFIG = METHOD.configure(SPEC, {"hidden": (4,), "lr": 0.125})
+OBS = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+
+
+def policy(seed):
+    rng = np.random.default_rng(seed)
+    stats = Stats(*(rng.uniform(0.5, 2.0, (2, 3)).astype(np.float32) for _ in range(2)))
+    return jax.tree.map(np.asarray, METHOD.make(CONFIG, SPEC).init(jax.random.key(seed), stats).policy)
+
+
+def actions(params):
+    return np.asarray(METHOD.make(CONFIG, SPEC).act(params, OBS, None, (), jax.random.key(0))[0])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "deep" / "policy.npz"
+    save_policy(path, "bc", CONFIG, SPEC, policy(1), {"run": "first", "options": {"n_agents": 2}})
+    return path
+
+
+def rewritten(path, drop=(), **changes):
+    """The same file with arrays, or entries of its header, changed."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files if name not in drop}
+    if "header" in changes:
+        arrays["header"] = np.array(json.dumps(json.loads(str(arrays["header"])) | changes.pop("header")))
+    np.savez(path, **(arrays | changes))
+
+
+def test_a_policy_that_was_read_acts_as_the_one_that_was_written(saved):
+    loaded = load_policy(saved)
+    np.testing.assert_array_equal(loaded.act(OBS), actions(policy(1)))
+    assert np.abs(loaded.act(OBS) - actions(policy(2))).max() > 0.01  # another policy acts otherwise
+    assert (loaded.algorithm, loaded.config, loaded.spec, loaded.count) == ("bc", CONFIG, SPEC, None)
+    assert loaded.metadata == {"run": "first", "options": {"n_agents": 2}}
+    assert [file.name for file in saved.parent.iterdir()] == ["policy.npz"]  # nothing is left beside it
+
+
+def test_several_policies_in_one_file(tmp_path):
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(policy(seed) for seed in range(3)))
+    save_policy(tmp_path / "three.npz", "bc", CONFIG, SPEC, stacked, {})
+    loaded = load_policy(tmp_path / "three.npz")
+    assert loaded.count == 3
+    for seed in range(3):
+        one = jax.tree.map(lambda x, i=seed: x[i], loaded.params)
+        np.testing.assert_array_equal(actions(one), actions(policy(seed)))
+
+
+def test_a_policy_can_be_replaced_and_a_full_disk_leaves_the_old_one(saved, monkeypatch):
+    save_policy(saved, "bc", CONFIG, SPEC, policy(2), {})
+    np.testing.assert_array_equal(load_policy(saved).act(OBS), actions(policy(2)))
+
+    def fails_midway(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", fails_midway)
+    with pytest.raises(UserError, match=r"policy\.npz' cannot be written: No space left on device\.$"):
+        save_policy(saved, "bc", CONFIG, SPEC, policy(3), {})
+    np.testing.assert_array_equal(load_policy(saved).act(OBS), actions(policy(2)))
+    assert [file.name for file in saved.parent.iterdir()] == ["policy.npz"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"policy\.npz' cannot be written: "):
+        save_policy(tmp_path / "file" / "policy.npz", "bc", CONFIG, SPEC, policy(0), {})
+
+
+class Harmful:
+    """What would be run if anything were unpickled."""
+
+    def __reduce__(self):
+        return pytest.exit, ("unpickled",)
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+
+
+def a_lone_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+DAMAGE = {
+    "half of it": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "all but the last byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "nothing": lambda path: path.write_bytes(b""),
+    "another byte": flip_a_byte,
+    "text": lambda path: path.write_text("weights"),
+    "a lone array": a_lone_array,
+    "arrays of something else": lambda path: np.savez(path, weights=np.zeros(3)),
+    "a pickle": lambda path: np.savez(path, header=np.array(Harmful(), dtype=object)),
+    "a header that is no JSON": lambda path: np.savez(path, header=np.array("{")),
+    "a header that is a list": lambda path: np.savez(path, header=np.array("[1]")),
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_what_is_no_policy_is_refused(saved, damage):
+    damage(saved)
+    with pytest.raises(UserError, match=r"^'[^\n]*policy\.npz' is not a policy of this package [^\n]*$"):
+        load_policy(saved)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"^There is no policy '.*gone\.npz'\.$"):
+        load_policy(tmp_path / "gone.npz")
+
+
+def test_a_file_of_another_version_says_so(saved):
+    rewritten(saved, header={"format": 99})
+    with pytest.raises(UserError, match="has format 99; this version reads format 1"):
+        load_policy(saved)
+
+
+def test_a_policy_of_an_unknown_method_names_the_nearest(saved):
+    rewritten(saved, header={"algorithm": "matd4"})
+    with pytest.raises(UserError, match=r"no algorithm 'matd4'; did you mean 'matd3'\?"):
+        load_policy(saved)
+
+
+def first_array(path: Path) -> str:
+    with np.load(path) as archive:
+        return next(name for name in archive.files if name != "header")
+
+
+@pytest.mark.parametrize("change", ["missing", "invented", "other shape", "stacked alone"])
+def test_arrays_that_do_not_fit_the_method_are_refused(saved, change):
+    name = first_array(saved)
+    with np.load(saved) as archive:
+        array = archive[name]
+    changes = {
+        "missing": {"drop": [name]},
+        "invented": {"extra": np.zeros(2)},
+        "other shape": {name: array[..., :-1]},
+        "stacked alone": {name: np.stack([array, array])},
+    }
+    rewritten(saved, **changes[change])
+    with pytest.raises(UserError, match="The arrays in .* do not fit a policy of 'bc'"):
+        load_policy(saved)
+
+
+def test_arrays_of_other_widths_are_refused(saved):
+    rewritten(saved, header={"config": {"hidden": [5]}})
+    with pytest.raises(UserError, match="do not fit a policy of 'bc'"):
+        load_policy(saved)
