@@ -191,8 +191,7 @@ def _dense_relu_forward(x: chex.Array, w: chex.Array, b: chex.Array) -> tuple[ch
 def _dense_relu_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
     x, w, y = kept
     d = _kept_apart(jnp.where(y > 0, dy, 0.0)).reshape(-1, w.shape[1])
-    d_w = jnp.einsum("bh,bj->hj", x.reshape(-1, w.shape[0]), d)
-    return (d @ w.T).reshape(x.shape), d_w, d.sum(axis=0)
+    return (d @ w.T).reshape(x.shape), x.reshape(-1, w.shape[0]).T @ d, d.sum(axis=0)
 
 
 @jax.custom_vjp
@@ -212,7 +211,7 @@ def _first_layer_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.A
     actions, w, y = kept
     d = _kept_apart(jnp.where(y > 0, dy, 0.0))
     flat = d.reshape(-1, w.shape[1])
-    d_w = jnp.einsum("ba,bh->ah", actions.reshape(-1, w.shape[0]), flat)
+    d_w = actions.reshape(-1, w.shape[0]).T @ flat
     return d.reshape(-1, *d.shape[-2:]).sum(axis=0), (flat @ w.T).reshape(actions.shape), d_w
 
 

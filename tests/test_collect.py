@@ -95,8 +95,7 @@ def test_a_matrix_game_is_one_terminal_step():
     rows = collect_rows(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=400)
     made = dataset(env, rows)
     assert made.size == 400
-    played = rows.closing == np.tile([False, True], 400)
-    assert played.all()
+    np.testing.assert_array_equal(rows.closing, np.tile([False, True], 400))
     assert rows.terminal[0::2].all()
     assert not rows.truncated.any()
     moves = rows.actions[0::2]

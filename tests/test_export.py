@@ -159,7 +159,7 @@ def test_arrays_that_do_not_fit_the_method_are_refused(saved, change):
         "stacked alone": {name: np.stack([array, array])},
     }
     rewritten(saved, **changes[change])
-    with pytest.raises(UserError, match="The arrays in .* do not fit a policy of 'bc'"):
+    with pytest.raises(UserError, match=r"The arrays in .* do not fit a policy of 'bc'"):
         load_policy(saved)
 
 

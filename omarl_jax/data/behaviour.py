@@ -108,8 +108,8 @@ def choose(env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, e
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
     best = int(np.abs(score - expert).argmin())
-    # The first time, not after a relapse; the snapshot before may be nearer.
-    reached = int(np.minimum(score, medium).argmax())
+    # The first time, not after a relapse, and a point short counts; the snapshot before may be nearer.
+    reached = int(np.minimum(score, medium - 1.0).argmax())
     middle = min((max(reached - 1, 0), reached), key=lambda i: abs(score[i] - medium))
     replay = np.unique(np.linspace(0, middle, _REPLAY_SNAPSHOTS).round().astype(int))
     return {"medium-replay": replay.tolist(), "medium": [middle], "expert": [best]}

@@ -1,0 +1,188 @@
+"""Datasets by recipe: how much, how good, from whom; and which snapshots become which quality."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import omarl_envs
+import pytest
+from omarl_envs.spec import ScoreReference
+
+import omarl_jax.data
+from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_env
+from omarl_jax.data import behaviour, recipes
+from omarl_jax.data.storage import content_hash
+from omarl_jax.types import Stats
+
+SPREAD = "particle/spread"
+
+
+@pytest.fixture(scope="module")
+def random_data():
+    return load_dataset(SPREAD, "random", size=1_000)
+
+
+# --- What is made ---
+
+
+def test_sizes_are_rounded_up_to_whole_episodes(random_data):
+    assert random_data.size == 1_000
+    assert load_dataset("matrix/xor", "random", size=7).size == 7  # episodes of one step
+    assert load_dataset(SPREAD, "random", size=976).size == 1_000  # 40 episodes of 25
+
+
+def test_random_play_returns_what_it_should():
+    returns = load_dataset(SPREAD, "random", size=50_000).episode_returns()
+    assert len(returns) == 2_000
+    assert abs(returns.mean() - 160.1) < 3 * returns.std() / np.sqrt(2_000)
+
+
+def test_the_seed_alone_decides_the_data(random_data):
+    again, other = (load_dataset(SPREAD, "random", seed=seed, size=1_000) for seed in (0, 1))
+    assert content_hash(again) == content_hash(random_data)
+    assert content_hash(other) != content_hash(random_data)
+    shared = np.isin(np.unique(other.rows.actions), np.unique(random_data.rows.actions))
+    assert shared.mean() < 0.01  # no episode of the one is in the other
+
+
+def test_the_metadata_tell_where_the_data_come_from_and_how_good_they_are(random_data):
+    metadata = random_data.metadata
+    told = {
+        name: metadata[name] for name in ("recipe", "seed", "behaviour", "options", "random", "expert", "comparable")
+    }
+    assert told == {
+        "recipe": "random",
+        "seed": 0,
+        "behaviour": "uniform actions",
+        "options": {},
+        "random": 159.8,
+        "expert": 516.8,
+        "comparable": True,
+    }
+    by_hand = random_data.rows.rewards.mean(axis=1).sum() / 40
+    assert metadata["mean_return"] == pytest.approx(by_hand, rel=1e-5)
+    assert metadata["mean_score"] == pytest.approx(100 * (by_hand - 159.8) / 357.0, abs=1e-3)
+
+
+def test_a_form_of_the_task_without_reference_has_no_scores():
+    metadata = load_dataset(SPREAD, "random", size=25, n_agents=2).metadata
+    assert metadata["options"] == {"n_agents": 2}
+    assert [metadata[name] for name in ("mean_score", "random", "expert", "comparable")] == [None, None, None, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("particle/spred", "random"), r"no task 'particle/spred'; did you mean 'particle/spread'\?"),
+        ((SPREAD, "mediun"), r"no dataset 'mediun'; did you mean 'medium'\?"),
+        ((SPREAD, "random", 0, 0), "at least one transition, not 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(*arguments)
+
+
+def test_options_are_checked():
+    with pytest.raises(UserError, match="n_agent"):
+        load_dataset(SPREAD, "random", n_agent=2)
+    with pytest.raises(UserError, match="2 to 64 agents, not 1"):
+        load_dataset(SPREAD, "random", n_agents=1)
+    with pytest.raises(UserError, match="only the dataset 'random'"):
+        load_dataset(SPREAD, "medium", n_agents=2)
+
+
+# --- From snapshots ---
+
+CONFIG = {"hidden": (4,), "exploration_noise": 0.05}
+
+
+@pytest.fixture
+def two_snapshots(tmp_path, monkeypatch):
+    """A file with two untrained teams, of which `medium-replay` plays both and `medium` the second."""
+    env = make_env(SPREAD)
+    method = algorithms.find("matd3")
+    stats = Stats(*(np.ones((3, 18), np.float32) for _ in range(2)))
+    learner = method.make(method.configure(env.task_spec, CONFIG), env.task_spec)
+    snapshots = [
+        {"round": 500 * i, "policy": learner.init(jax.random.key(i), stats).policy, "returns": 1.0, "explored": 2.0 + i}
+        for i in range(4)
+    ]
+    chosen = {"medium-replay": [1, 3], "medium": [3], "expert": [3]}
+    behaviour.save(tmp_path / "two.npz", env, "matd3", CONFIG, 7, snapshots, chosen)
+    saved = load_policy(tmp_path / "two.npz")
+    monkeypatch.setattr(recipes, "_snapshots", lambda task: saved if task == SPREAD else None)
+    return [learner, snapshots[1]["policy"], snapshots[3]["policy"]]
+
+
+def test_only_the_chosen_snapshots_are_kept(two_snapshots):
+    metadata = recipes.behaviour_snapshots(make_env(SPREAD)).metadata
+    assert metadata["recipe"] == {"medium-replay": [0, 1], "medium": [1], "expert": [1]}
+    assert metadata["rounds"] == [500, 1500]
+    assert metadata["explored_returns"] == [3.0, 5.0]
+    assert metadata["seed"] == 7
+
+
+def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
+    learner, first, second = two_snapshots
+    data = load_dataset(SPREAD, "medium-replay", size=1_000)
+    assert data.metadata["behaviour"] == "matd3 after 500, 1500 rounds, with exploration noise"
+    rows = jax.tree.map(lambda x: x[~data.rows.closing], data.rows)
+    act = jax.jit(jax.vmap(lambda policy, obs: learner.act(policy, obs, None, (), jax.random.key(0))[0], (None, 0)))
+    noise = np.array([rows.actions - act(policy, rows.obs) for policy in (first, second)])  # (2, 1000, N, A)
+    spread = noise.reshape(2, 2, -1).std(axis=2)  # by policy, and by half of the data
+    np.testing.assert_allclose(np.diag(spread), 0.05, rtol=0.05)
+    assert spread[0, 1] > 0.1
+    assert spread[1, 0] > 0.1
+
+
+def test_the_catalogue_lists_what_can_be_made(two_snapshots, monkeypatch):
+    monkeypatch.setattr(omarl_envs, "task_names", lambda: [SPREAD, "matrix/xor"])
+    entries = {(entry.task, entry.quality): (entry.size, entry.score) for entry in recipes.catalogue()}
+    assert set(entries) == {(SPREAD, quality) for quality in recipes.QUALITIES} | {("matrix/xor", "random")}
+    assert entries[SPREAD, "random"] == (1_000_000, 0.0)
+    assert entries[SPREAD, "medium-replay"] == (97_500, pytest.approx(100 * (4.0 - 159.8) / 357.0))
+    assert entries[SPREAD, "medium"] == (1_000_000, pytest.approx(100 * (5.0 - 159.8) / 357.0))
+
+
+def _shipped():
+    folder = Path(omarl_jax.data.__file__).parent / "snapshots"
+    return [(path, quality) for path in sorted(folder.glob("*.npz")) for quality in recipes.QUALITIES[1:]]
+
+
+@pytest.mark.parametrize(("path", "quality"), _shipped(), ids=lambda value: getattr(value, "stem", value))
+def test_shipped_snapshots_play_as_they_say(path, quality):
+    saved = load_policy(path)
+    said = np.mean([saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]])
+    returns = load_dataset(saved.spec.name, quality, size=25_000).episode_returns()
+    assert len(returns) == 1_000
+    assert abs(returns.mean() - said) < 3 * returns.std() / np.sqrt(1_000) + 1
+
+
+# --- Which snapshot becomes what ---
+
+
+@pytest.mark.parametrize(
+    ("scores", "medium", "expert"),
+    [
+        ([0, 10, 30, 55, 60, 97, 105, 90], 3, 5),  # 55 is nearer to 50 than 30 is, 97 nearer to 100 than 105
+        ([0, 48, 80, 100], 1, 3),  # 48 is nearer than 80, which reached it
+        ([0, 52, 20, 50, 100], 1, 4),  # 50 was reached before, and lost again
+        ([60, 70, 80], 0, 2),  # from the start on
+        ([0, 40, 30, 20], 1, 1),  # never
+    ],
+)
+def test_the_medium_policy_is_the_first_near_half_way(scores, medium, expert):
+    env = SimpleNamespace(reference=ScoreReference(100.0, 300.0, "made up"))
+    snapshots = [{"explored": 100.0 + 2.0 * score, "returns": 0.0} for score in scores]
+    chosen = behaviour.choose(env, snapshots, medium=50.0, expert=100.0)
+    assert (chosen["medium"], chosen["expert"]) == ([medium], [expert])
+    assert chosen["medium-replay"] == list(range(medium + 1))
+
+
+def test_replay_snapshots_are_spread_evenly():
+    env = SimpleNamespace(reference=ScoreReference(0.0, 100.0, "made up"))
+    snapshots = [{"explored": float(2 * i)} for i in range(40)]
+    chosen = behaviour.choose(env, snapshots, medium=56.0, expert=1000.0)
+    assert chosen == {"medium-replay": [0, 4, 8, 12, 16, 20, 24, 28], "medium": [28], "expert": [39]}
