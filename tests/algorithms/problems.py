@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -54,6 +55,22 @@ def make(name: str, **overrides: Any) -> tuple[Any, Algorithm]:
     return config, getattr(module, name)(config, SPEC)
 
 
+@functools.cache
+def step(name: str) -> Callable[..., tuple[Any, Any]]:
+    """One round, (config, state, batch, key) -> state, metrics, compiled once for all values of float hyperparameters."""
+    factory = getattr(METHODS[name], name)
+    return jit(lambda config, state, one, key: factory(config, SPEC).update(state, one, key))
+
+
+def started(name: str, config: Any) -> Any:
+    """A state after a few rounds, so that targets and statistics are no longer as in the beginning."""
+    init = jit(lambda config, key: getattr(METHODS[name], name)(config, SPEC).init(key, STATS))
+    state = init(config, jax.random.key(7))
+    for i in range(3):
+        state, _ = step(name)(config, state, batch(100 + i, config.batch_size), jax.random.key(i))
+    return state
+
+
 def batch(seed: int, size: int, **fields: Any) -> Transition:
     """Random transitions, (size, N, …), a quarter of them terminal; `fields` replace some of theirs."""
     rng = np.random.default_rng(seed)
@@ -77,6 +94,12 @@ def float64(tree: Any) -> Any:
 def of(tree: Any, agent: int) -> Any:
     """The part of one agent (or critic)."""
     return jax.tree.map(lambda x: x[agent], tree)
+
+
+def parts(x: Any, groups: int) -> list[np.ndarray]:
+    """What each of the critics sees of (B, N, …): the part of its agent, or those of all agents in a row."""
+    x = np.asarray(x, np.float64)
+    return [x[:, i] for i in range(N)] if groups == N else [np.concatenate([x[:, i] for i in range(N)], axis=-1)]
 
 
 def np_normalise(x: np.ndarray, params: Any) -> np.ndarray:

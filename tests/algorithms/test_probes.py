@@ -153,7 +153,7 @@ def test_finds_the_best_action_or_imitates(name: str, overrides: dict[str, Any])
     if found.config.input_norm == "batch":  # which hides scale and shift of a policy's actions from the critic
         wanted, actions = ((x - x.mean(axis=0)) / x.std(axis=0) for x in (wanted, actions))
     error = np.abs(actions - wanted).mean(axis=(0, 2)) / wanted.std()
-    assert (error < 0.3).all(), error  # that of random actions is 1.1
+    assert (error < 0.4).all(), error  # that of random actions is 1.1
 
 
 @pytest.mark.parametrize(("name", "overrides"), ACTOR_CRITICS)

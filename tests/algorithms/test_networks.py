@@ -1,0 +1,181 @@
+"""Networks against PyTorch's conventions and NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import SPEC, STATS, A, N, O, float64, np_critic, np_mlp, of
+
+from omarl_jax import networks
+from omarl_jax.networks import Norm
+from omarl_jax.types import Stats
+
+UNIT = Norm(jnp.zeros(O), jnp.ones(O))
+
+
+def critics(kind: networks.InputNorm, n: int = 2, hidden: tuple[int, ...] = (16, 8)) -> tuple[networks.Network, Any]:
+    critic = networks.critic(hidden, kind, n)
+    return critic, critic.init(jax.random.key(0), N, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT)
+
+
+def uniform_within(x: jax.Array, bound: float) -> None:
+    x = np.asarray(x).ravel()
+    assert np.abs(x).max() <= bound
+    np.testing.assert_allclose(x.std(), bound / np.sqrt(3), rtol=0.05)
+    np.testing.assert_allclose(x.mean(), 0, atol=5 * bound / np.sqrt(3 * x.size))
+
+
+def test_layers_of_a_policy_start_as_in_pytorch() -> None:
+    """Uniform in ±1/sqrt(inputs), which is a standard deviation of 1/sqrt(3 inputs); the last weights in ±3e-3."""
+    policy = networks.deterministic_policy(SPEC, (64, 100), "batch")
+    params = policy.init(jax.random.key(0), 200, jnp.zeros((1, O)), UNIT)
+    for i, inputs in enumerate((O, 64, 100)):
+        uniform_within(params[f"_Dense_{i}"]["kernel"], inputs**-0.5 if i < 2 else 3e-3)
+        uniform_within(params[f"_Dense_{i}"]["bias"], inputs**-0.5)
+    stochastic = networks.gaussian_policy(SPEC, (64,), "none").init(jax.random.key(0), 200, jnp.zeros((1, O)), UNIT)
+    uniform_within(stochastic["_Dense_1"]["kernel"], 64**-0.5)
+
+
+def test_layers_of_a_critic_start_as_in_pytorch() -> None:
+    """The first layer's inputs are observation and action together."""
+    critic = networks.critic((64, 100), "none")
+    params = critic.init(jax.random.key(0), 200, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT)
+    bounds = {"w_obs": O + A, "w_actions": O + A, "b_0": O + A, "w_1": 64, "b_1": 64, "w_2": 100, "b_2": 100}
+    assert params.keys() == bounds.keys()
+    for name, inputs in bounds.items():
+        uniform_within(params[name], inputs**-0.5)
+
+
+def test_networks_of_agents_differ() -> None:
+    _, params = critics("none")
+    assert not np.allclose(params["w_obs"][0], params["w_obs"][1])
+    assert not np.allclose(params["w_obs"][0, 0], params["w_obs"][0, 1])
+
+
+def test_policy_in_numpy() -> None:
+    obs = jax.random.normal(jax.random.key(1), (9, O)) * 3 + 1
+    policy = networks.deterministic_policy(SPEC, (16, 8), "batch")
+    params = of(policy.init(jax.random.key(0), N, obs, UNIT), 1)
+    np.testing.assert_allclose(
+        policy.apply(params, obs, None), np.tanh(np_mlp(float64(params), np.asarray(obs))), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["batch", "none"])
+@pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
+def test_critic_in_numpy(kind: networks.InputNorm, leading: tuple[int, ...]) -> None:
+    """With batch normalisation, the statistics are those of all candidates together."""
+    critic, params = critics(kind)
+    obs, actions = jax.random.normal(jax.random.key(1), (9, O)), jax.random.normal(jax.random.key(2), (*leading, 9, A))
+    expected = np_critic(float64(of(params, 1)), np.asarray(obs), np.asarray(actions))
+    values = critic.apply(of(params, 1), obs, actions, networks.training_norm(kind, UNIT))
+    assert values.shape == (2, *leading, 9)
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "none"])
+def test_candidates_are_judged_one_by_one(kind: networks.InputNorm) -> None:
+    critic, params = critics(kind)
+    norm = Norm(jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 5.0, 6.0]))
+    obs, actions = jax.random.normal(jax.random.key(1), (9, O)), jax.random.normal(jax.random.key(2), (4, 9, A))
+    together = critic.apply(of(params, 0), obs, actions, norm)
+    apart = jnp.stack([critic.apply(of(params, 0), obs, candidate, norm) for candidate in actions], axis=1)
+    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
+
+
+def test_first_head_alone() -> None:
+    critic, params = critics("batch", n=3)
+    obs, actions = jax.random.normal(jax.random.key(1), (9, O)), jax.random.normal(jax.random.key(2), (9, A))
+    both = critic.apply(of(params, 0), obs, actions, None)
+    first = critic.apply(of(params, 0), obs, actions, None, heads=1)
+    assert first.shape == (1, 9)
+    np.testing.assert_allclose(first[0], both[0], rtol=1e-6)
+
+
+def test_running_statistics_move_as_in_pytorch() -> None:
+    """BatchNorm1d: a tenth of the way to the batch's mean and unbiased variance, from 0 and 1."""
+    obs = jnp.array([[[1.0]], [[2.0]], [[6.0]]])  # mean 3, variance 14/3 by B and 7 by B - 1
+    norm = networks.initial_norm("batch", Stats(jnp.full((1, 1), 9.0), jnp.full((1, 1), 9.0)))
+    norm = networks.moved_norm("batch", norm, obs)
+    np.testing.assert_allclose((norm.mean, norm.var), ([[0.3]], [[0.9 + 0.7]]), rtol=1e-6)
+    norm = networks.moved_norm("batch", norm, obs)
+    np.testing.assert_allclose((norm.mean, norm.var), ([[0.57]], [[1.44 + 0.7]]), rtol=1e-6)
+
+
+def test_updates_normalise_with_the_batch_and_acting_with_running_statistics() -> None:
+    policy = networks.gaussian_policy(SPEC, (16,), "batch")  # a deterministic one starts too near to 0 to see much
+    params = of(policy.init(jax.random.key(0), N, jnp.zeros((1, O)), UNIT), 0)
+    obs = 5 + 2 * jax.random.normal(jax.random.key(1), (50, O))
+    running = Norm(jnp.full(O, 5.0), jnp.full(O, 1.0))
+    (in_update, _), (rescaled, _), (acting, _), (expected, _) = (
+        policy.apply(params, obs, networks.training_norm("batch", running)),
+        policy.apply(params, 3 * obs - 7, None),
+        policy.apply(params, obs, running),
+        policy.apply(params, obs - 5, UNIT),
+    )
+    np.testing.assert_allclose(rescaled, in_update, atol=1e-4)
+    np.testing.assert_allclose(acting, expected, atol=1e-5)
+    assert np.abs(acting - in_update).max() > 0.1
+
+
+def test_normalisation_of_the_dataset_is_fixed() -> None:
+    stats = Stats(jnp.full((N, O), 5.0), jnp.full((N, O), 2.0))
+    norm = networks.initial_norm("dataset", stats)
+    assert networks.moved_norm("dataset", norm, jnp.ones((4, N, O))) is norm
+    assert networks.training_norm("dataset", norm) is norm
+    policy = networks.deterministic_policy(SPEC, (16,), "dataset")
+    params = policy.init(jax.random.key(0), N, jnp.zeros((1, O)), UNIT)
+    obs = jax.random.normal(jax.random.key(1), (50, O))
+    normalised = policy.apply(of(params, 0), 5 + 2 * obs, norm.of(0))
+    np.testing.assert_allclose(normalised, policy.apply(of(params, 0), obs, UNIT), atol=1e-5)
+
+
+def test_without_normalisation_inputs_are_what_they_are() -> None:
+    norm = networks.initial_norm("none", Stats(jnp.full((N, O), 5.0), jnp.full((N, O), 2.0)))
+    policy = networks.deterministic_policy(SPEC, (16,), "none")
+    params = of(policy.init(jax.random.key(0), N, jnp.zeros((1, O)), UNIT), 0)
+    obs = 10 * jax.random.normal(jax.random.key(1), (50, O))
+    expected = np.tanh(np_mlp(float64(params), np.asarray(obs)))
+    np.testing.assert_allclose(policy.apply(params, obs, norm.of(0)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_seen_as_observations_are() -> None:
+    norm = Norm(jnp.arange(6.0).reshape(N, O), jnp.arange(6.0, 12.0).reshape(N, O))
+    viewed = norm.viewed(lambda x: x.reshape(1, x.shape[0], -1))
+    np.testing.assert_array_equal(viewed.mean, [[0, 1, 2, 3, 4, 5]])
+    np.testing.assert_array_equal(viewed.var, [[6, 7, 8, 9, 10, 11]])
+
+
+def test_initial_statistics() -> None:
+    assert (networks.initial_norm("batch", STATS).mean == 0).all()
+    assert (networks.initial_norm("batch", STATS).var == 1).all()
+
+
+def test_squashed_gaussian_in_closed_form() -> None:
+    """log π(tanh u) = Σ log N(u; μ, σ) - log(1 - tanh² u)."""
+    rng = np.random.default_rng(0)
+    mean, log_std, u = rng.normal(size=(3, 20, A))
+    expected = -0.5 * np.square((u - mean) / np.exp(log_std)) - log_std - 0.5 * np.log(2 * np.pi)
+    expected = (expected - np.log1p(-np.square(np.tanh(u)))).sum(axis=-1)
+    arguments = (jnp.asarray(x, jnp.float32) for x in (mean, log_std, np.tanh(u)))
+    np.testing.assert_allclose(networks.tanh_gaussian_log_prob(*arguments), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_squashed_gaussian_at_the_corners() -> None:
+    edge = np.float64(np.float32(1 - 1e-6))
+    u = np.arctanh(edge)
+    expected = -0.5 * np.square(u) - 0.5 * np.log(2 * np.pi) - np.log1p(-np.square(edge))
+    zero = jnp.zeros((2, 1))
+    corners = jnp.array([[1.0], [-1.0]])
+    np.testing.assert_allclose(networks.tanh_gaussian_log_prob(zero, zero, corners), expected, rtol=1e-3)
+    gradient = jax.grad(lambda mean: networks.tanh_gaussian_log_prob(mean, zero, corners).sum())(zero)
+    np.testing.assert_allclose(gradient, [[u], [-u]], rtol=1e-3)
+
+
+def test_samples_of_the_squashed_gaussian() -> None:
+    mean, log_std = jnp.full((100_000, 1), 0.4), jnp.full((100_000, 1), -1.0)
+    sample = networks.tanh_gaussian_sample(mean, log_std, jax.random.key(0))
+    u = np.arctanh(np.asarray(sample, np.float64))
+    np.testing.assert_allclose((u.mean(), u.std()), (0.4, np.exp(-1)), rtol=0.02)
