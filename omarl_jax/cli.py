@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from omarl_jax.sweep import Grid
 
 _Quality = Literal["random", "medium-replay", "medium", "expert"]
-_Positional = tyro.conf.Positional
 _console = Console(markup=False)  # brackets in what is printed are no markup
 _errors = Console(stderr=True, markup=False)
 
@@ -69,8 +68,8 @@ def list_names() -> None:
 
 
 def collect(
-    task: _Positional[str],
-    dataset: _Positional[_Quality],
+    task: tyro.conf.Positional[str],
+    dataset: tyro.conf.Positional[_Quality],
     out: pathlib.Path,
     seed: int = 0,
     size: int | None = None,
@@ -107,7 +106,7 @@ def train() -> None:
 
 
 def evaluate(
-    policy: _Positional[pathlib.Path],
+    policy: tyro.conf.Positional[pathlib.Path],
     episodes: int = 1000,
     seed: int = 0,
     gif: pathlib.Path | None = None,
@@ -153,7 +152,7 @@ def evaluate(
         _console.print(f"GIF: {gif}")
 
 
-def sweep(grid: _Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
+def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
     """Trains all runs of a grid, continues those that were killed, and writes the report.
 
     Args:
@@ -166,7 +165,7 @@ def sweep(grid: _Positional[pathlib.Path], out: pathlib.Path | None = None, wand
     return _sweep(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
 
 
-def report(runs: _Positional[pathlib.Path], out: pathlib.Path | None = None) -> None:
+def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None) -> None:
     """Makes tables, curves and an HTML page of finished runs.
 
     Args:
@@ -185,7 +184,7 @@ def report(runs: _Positional[pathlib.Path], out: pathlib.Path | None = None) -> 
 
 
 def behaviour(
-    task: _Positional[str],
+    task: tyro.conf.Positional[str],
     out: pathlib.Path,
     medium: float,
     expert: float,
@@ -262,8 +261,8 @@ def data_list() -> None:
 
 
 def data_card(
-    dataset: _Positional[str],
-    quality: _Positional[_Quality | None] = None,
+    dataset: tyro.conf.Positional[str],
+    quality: tyro.conf.Positional[_Quality | None] = None,
     out: pathlib.Path | None = None,
     seed: int = 0,
     size: int | None = None,
@@ -294,7 +293,7 @@ def data_card(
         card.write(made, out)
 
 
-def data_verify(dataset: _Positional[pathlib.Path]) -> None:
+def data_verify(dataset: tyro.conf.Positional[pathlib.Path]) -> None:
     """Checks that a dataset on disk is whole, unchanged and sensible.
 
     Args:
@@ -332,8 +331,8 @@ def _train(algorithm: str, arguments: Sequence[str]) -> int:
     method = algorithms.find(algorithm)
     helps = _field_docs(method.config)
     settings = [
-        ("task", _Positional[str], dataclasses.MISSING, "For example particle/spread."),
-        ("dataset", _Positional[str], dataclasses.MISSING, "A recipe (see omarl list) or a folder on disk."),
+        ("task", tyro.conf.Positional[str], dataclasses.MISSING, "For example particle/spread."),
+        ("dataset", tyro.conf.Positional[str], dataclasses.MISSING, "A recipe (see omarl list) or a folder on disk."),
         ("seeds", tuple[int, ...], (0,), "Seeds of training."),
         ("data_seed", int | None, None, "Seed of the data, for all; by default each run's own seed."),
         ("rounds", int | None, None, "Learning rounds; by default those of the preset."),

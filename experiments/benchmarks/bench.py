@@ -124,7 +124,9 @@ def environment_steps(seconds: float, repeats: int) -> dict[str, Any]:
     for task in ours:
         for name in (f"omarl_jax {task}", f"NumPy {task}", f"Python loop {task}"):
             numpy_rate, loop_rate = best[f"NumPy {task}"], best[f"Python loop {task}"]
-            table.add_row(name, f"{best[name]:,.0f}", f"{best[name] / numpy_rate:.2f}", f"{best[name] / loop_rate:,.0f}")
+            table.add_row(
+                name, f"{best[name]:,.0f}", f"{best[name] / numpy_rate:.2f}", f"{best[name] / loop_rate:,.0f}"
+            )
     naive = best["omarl_jax naive spread"]
     table.add_row("naive JAX spread", f"{naive:,.0f}", f"{naive / best['NumPy spread']:.2f}", "")
     console.print(table)

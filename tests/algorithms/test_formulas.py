@@ -72,9 +72,7 @@ def test_what_critics_see() -> None:
 
 
 def test_team_learns_the_mean_reward_until_all_have_ended() -> None:
-    one = batch(
-        0, 2, rewards=jnp.array([[1.0, 3.0], [0.0, 5.0]]), terminal=jnp.array([[True, False], [True, True]])
-    )
+    one = batch(0, 2, rewards=jnp.array([[1.0, 3.0], [0.0, 5.0]]), terminal=jnp.array([[True, False], [True, True]]))
     rewards, terminal = formulas.team(one, 1)
     np.testing.assert_allclose(rewards, [[2.0, 2.5]])
     np.testing.assert_array_equal(terminal, [[False, True]])

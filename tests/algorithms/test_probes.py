@@ -111,8 +111,14 @@ def setups(name: str) -> list[Any]:
     default = pytest.param(name, {}, id=name)
     if not hasattr(config, "centralised") or config.__bases__ != (object,):
         return [default]
-    other = {"centralised": not config.centralised, "input_norm": "dataset" if config.input_norm == "batch" else "batch"}
-    return [default, pytest.param(name, other, id=f"{name}-{'centralised' if other['centralised'] else 'decentralised'}")]
+    other = {
+        "centralised": not config.centralised,
+        "input_norm": "dataset" if config.input_norm == "batch" else "batch",
+    }
+    return [
+        default,
+        pytest.param(name, other, id=f"{name}-{'centralised' if other['centralised'] else 'decentralised'}"),
+    ]
 
 
 DATA = problems()
