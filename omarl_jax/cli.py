@@ -10,7 +10,7 @@ import inspect
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -305,7 +305,7 @@ def data_verify(dataset: tyro.conf.Positional[pathlib.Path]) -> None:
     _console.print(f"{dataset} is whole.")
 
 
-_VERBS: dict[str, Callable[..., Any]] = {
+_VERBS: Any = {
     "list": list_names,
     "collect": collect,
     "train": train,
@@ -317,7 +317,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
 }
 _VERBS["data"].__doc__ = "Lists, describes and verifies datasets: omarl data --help."
-_DATA_VERBS = {"list": data_list, "card": data_card, "verify": data_verify}
+_DATA_VERBS: Any = {"list": data_list, "card": data_card, "verify": data_verify}
 
 
 # --- Training from the command line ---
@@ -345,7 +345,7 @@ def _train(algorithm: str, arguments: Sequence[str]) -> int:
         ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key."),
     ]
     for field in dataclasses.fields(method.config):
-        kind = tuple[float, ...] if field.type is float else field.type
+        kind: Any = tuple[float, ...] if field.type is float else field.type
         told = f"{helps.get(field.name, '')} Default {field.default}, or what was published for the task and dataset."
         settings.append((field.name, kind | None, None, told))
     fields = [
@@ -354,7 +354,7 @@ def _train(algorithm: str, arguments: Sequence[str]) -> int:
     ]
     summary = (inspect.getdoc(sys.modules[method.config.__module__]) or "").partition("\n\n")[0]
     form = dataclasses.make_dataclass("Train", fields)
-    given = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
+    given: Any = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
 
     chosen = {f.name: getattr(given, f.name) for f in dataclasses.fields(method.config)}
     block = {

@@ -155,7 +155,7 @@ class _Critic(nn.Module):
         bound = torch_kernel(obs.shape[-1] + actions.shape[-1])
         w_obs = self.param("w_obs", bound, (self.n, obs.shape[-1], self.hidden[0]))
         w_actions = self.param("w_actions", bound, (self.n, actions.shape[-1], self.hidden[0]))
-        layers = [(w_obs, w_actions, self.param("b_0", bound, (self.n, self.hidden[0])))]
+        layers: list[Any] = [(w_obs, w_actions, self.param("b_0", bound, (self.n, self.hidden[0])))]
         for i, (inputs, width) in enumerate(zip(self.hidden, (*self.hidden[1:], 1), strict=True), start=1):
             w = self.param(f"w_{i}", torch_kernel(inputs), (self.n, inputs, width))
             layers.append((w, self.param(f"b_{i}", torch_kernel(inputs), (self.n, width))))

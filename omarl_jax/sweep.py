@@ -186,7 +186,7 @@ def sweep(
         the names of runs that failed, with the reason. A run that diverges is not among them: it is finished and
         marked in its folder.
     """
-    failed = {}
+    failed: dict[str, str] = {}
     for number, pack in enumerate(packs(grid.runs)):
         left = [run for run in pack if not RunFolder(out / "runs" / run.name).done]
         if not left:
@@ -194,12 +194,16 @@ def sweep(
         if not _pack_folder(pack, out).exists():
             pack = left  # the others were finished in another pack, for another grid
         try:
-            train_pack(pack, grid, out, lambda p, number=number: report(dataclasses.replace(p, pack=number)), wandb)
+            train_pack(pack, grid, out, _numbered(report, number), wandb)
         except UserError as error:
             failed |= {run.name: str(error) for run in pack}
         except Exception as error:  # one failing program must not stop the others
             failed |= {run.name: f"{type(error).__name__}: {error}" for run in pack}
     return failed
+
+
+def _numbered(report: Callable[[Progress], None], number: int) -> Callable[[Progress], None]:
+    return lambda progress: report(dataclasses.replace(progress, pack=number))
 
 
 def train_pack(
@@ -255,7 +259,7 @@ def train_pack(
             row |= {"return": float(returns[i].mean()), "updates_per_second": rates[-1]}
             for sink in sinks:
                 sink.log(row)
-            seen["rounds"].append(np.int64(trainer.round))
+            seen["rounds"].append(np.asarray(trainer.round))
             seen["returns"].append(returns[i])
             run_folder.write_evaluations(seen)
         checkpoints.save(trainer.round, trainer.lanes)
@@ -272,7 +276,7 @@ def train_pack(
     for i, (run, run_folder) in enumerate(zip(runs, folders, strict=True)):
         run_folder.write_evaluations(evaluations[i], {k: v[i] for k, v in final.items()})
         diverged = int(trainer.diverged_at[i])
-        outcome = {"status": "finished", "diverged_at": None, "reason": None}
+        outcome: dict[str, Any] = {"status": "finished", "diverged_at": None, "reason": None}
         if diverged >= 0:
             reason = f"not finite from round {diverged} on; the policy is the last good one"
             outcome = {"status": "diverged", "diverged_at": diverged, "reason": reason}

@@ -151,8 +151,6 @@ class Trainer:
         Returns:
             for each quantity of the task its sums over episodes, (runs, episodes); `return` is among them.
         """
-        if self.env is None:
-            raise UserError("There is no simulator to evaluate with.")
         if episodes not in self._evaluations:
             self._evaluations[episodes] = self._compiled(self._evaluate_lane(episodes), donate=False)
         lanes = (self.lanes.state.policy, self._plan.config, self._evaluation_keys)
@@ -197,11 +195,15 @@ class Trainer:
         return train
 
     def _evaluate_lane(self, episodes: int) -> Callable[..., dict[str, chex.Array]]:
+        env = self.env
+        if env is None:
+            raise UserError("There is no simulator to evaluate with.")
+
         def evaluate(lane: tuple[Any, Any, chex.PRNGKey], round: chex.Array) -> dict[str, chex.Array]:
             policy, config, key = lane
             algorithm = self.method.make(config, self.spec)
             key = jax.random.fold_in(key, round)
-            return evaluation.evaluate(self.env, algorithm.act, algorithm.carry, policy, key, episodes)
+            return evaluation.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes)
 
         return evaluate
 

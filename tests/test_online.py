@@ -23,7 +23,7 @@ class Clock(NamedTuple):
 
 
 class Clocks(MultiAgentEnv[Clock]):
-    """Shows the step and a number from 1 to 2 drawn at the reset; pays each agent its action; is cut off after 3 steps."""
+    """Shows the step and a number from 1 to 2 drawn at the reset; pays each agent its action; ends after 3 steps."""
 
     def __init__(self):
         self.task_spec = TaskSpec("toy/clocks", "continuous", 2, 2, 1, 4, LENGTH, state_is_obs=True)

@@ -56,7 +56,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
         n = self.task_spec.n_agents
         metrics = {name: jnp.zeros((), jnp.float32) for name in self.metric_names}
         return TimeStep(
-            step_type=StepType.FIRST,
+            step_type=StepType.FIRST,  # type: ignore[arg-type]  # an array, whatever jumanji says
             reward=jnp.zeros((n,), jnp.float32),
             discount=jnp.ones((n,), jnp.float32),
             observation=observation,
@@ -85,7 +85,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
         if self.time_limit_is_terminal:
             terminal = terminal | out_of_time
         return TimeStep(
-            step_type=jnp.where(out_of_time | jnp.all(terminal), StepType.LAST, StepType.MID),
+            step_type=jnp.where(out_of_time | jnp.all(terminal), StepType.LAST, StepType.MID),  # type: ignore[arg-type]
             reward=rewards,
             discount=1.0 - terminal.astype(jnp.float32),
             observation=observation,
@@ -94,7 +94,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Names of the per-step quantities in `timestep.extras["metrics"]`; a task with more than these adds its own."""
+        """Names of the per-step quantities in `timestep.extras["metrics"]`; a task with more adds its own."""
         return ("return",)
 
     @cached_property
@@ -107,7 +107,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
             "ObservationSpec",
             agents_view=specs.Array((spec.n_agents, spec.obs_dim), jnp.float32, "agents_view"),
             state=specs.Array((spec.state_dim,), jnp.float32, "state"),
-            action_mask=mask if spec.kind == "discrete" else None,
+            action_mask=mask if spec.kind == "discrete" else None,  # type: ignore[arg-type]
         )
 
     @cached_property

@@ -1,11 +1,8 @@
-"""What the tests of the methods share: a small task, batches for it, and the networks once more, in NumPy and float64."""
+"""What the tests of the methods share: a small task, batches for it, and the networks once more in NumPy."""
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import algorithms
+from omarl_jax.algorithms import Method, find, methods
 from omarl_jax.errors import UserError
 from omarl_jax.types import Algorithm, Stats, Transition
 
@@ -26,46 +23,36 @@ STATS = Stats(jnp.zeros((N, O)), jnp.ones((N, O)))
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
-def _modules() -> dict[str, ModuleType]:
-    """Every module that holds a method, by name."""
-    names = [module.name for module in pkgutil.iter_modules(algorithms.__path__)]
-    modules = {name: importlib.import_module(f"{algorithms.__name__}.{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, name)}
-
-
-def _accepts(module: ModuleType, spec: TaskSpec) -> bool:
+def _accepts(method: Method, spec: TaskSpec) -> bool:
     try:
-        module.validate(module.Config(), spec)
+        method.validate(method.config(), spec)
     except UserError:
         return False
     return True
 
 
-METHODS = _modules()
-CONTINUOUS = [name for name, module in METHODS.items() if _accepts(module, SPEC)]
+METHODS = {name: find(name) for name in methods()}
+CONTINUOUS = [name for name, method in METHODS.items() if _accepts(method, SPEC)]
 
 
 def make(name: str, **overrides: Any) -> tuple[Any, Algorithm]:
     """A valid config with small networks, and the method made from it; hyperparameters it does not have are dropped."""
-    module = METHODS[name]
-    known = {field.name for field in dataclasses.fields(module.Config)}
+    method = METHODS[name]
+    known = {field.name for field in dataclasses.fields(method.config)}
     small = {"hidden": (16,), "batch_size": 64} | overrides
-    config = module.Config(**{key: value for key, value in small.items() if key in known})
-    module.validate(config, SPEC)
-    return config, getattr(module, name)(config, SPEC)
+    config = method.configure(SPEC, {key: value for key, value in small.items() if key in known})
+    return config, method.make(config, SPEC)
 
 
 @functools.cache
 def step(name: str) -> Callable[..., tuple[Any, Any]]:
-    """One round, (config, state, batch, key) -> state, metrics, compiled once for all values of float hyperparameters."""
-    factory = getattr(METHODS[name], name)
-    return jit(lambda config, state, one, key: factory(config, SPEC).update(state, one, key))
+    """One round, (config, state, batch, key) -> state, metrics, compiled once for all float hyperparameters."""
+    return jit(lambda config, state, one, key: METHODS[name].make(config, SPEC).update(state, one, key))
 
 
 def started(name: str, config: Any) -> Any:
     """A state after a few rounds, so that targets and statistics are no longer as in the beginning."""
-    init = jit(lambda config, key: getattr(METHODS[name], name)(config, SPEC).init(key, STATS))
-    state = init(config, jax.random.key(7))
+    state = METHODS[name].make(config, SPEC).init(jax.random.key(7), STATS)
     for i in range(3):
         state, _ = step(name)(config, state, batch(100 + i, config.batch_size), jax.random.key(i))
     return state

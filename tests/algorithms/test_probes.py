@@ -99,15 +99,9 @@ class Learned:
         return np.asarray(jax.vmap(critic.apply)(state.critic, obs, actions, norm and norm.viewed(view)))
 
 
-def variants(config: type) -> list[bool | None]:
-    if not hasattr(config, "centralised"):
-        return [None]
-    return [False, True] if config.__bases__ == (object,) else [config.centralised]  # others vary another method
-
-
 def setups(name: str) -> list[Any]:
     """A method as it is; and if it has critics of its own, the other kind of critics and of normalisation too."""
-    config = METHODS[name].Config
+    config = METHODS[name].config
     default = pytest.param(name, {}, id=name)
     if not hasattr(config, "centralised") or config.__bases__ != (object,):
         return [default]
@@ -123,7 +117,7 @@ def setups(name: str) -> list[Any]:
 
 DATA = problems()
 SETUPS = [setup for name in CONTINUOUS for setup in setups(name)]
-ACTOR_CRITICS = [setup for setup in SETUPS if hasattr(METHODS[setup.values[0]].Config, "gamma")]
+ACTOR_CRITICS = [setup for setup in SETUPS if hasattr(METHODS[setup.values[0]].config, "gamma")]
 
 
 def learned(name: str, overrides: dict[str, Any]) -> Learned:
@@ -153,7 +147,7 @@ def _learned(name: str, overrides: tuple[tuple[str, Any], ...]) -> Learned:
 
 @pytest.mark.parametrize(("name", "overrides"), SETUPS)
 def test_finds_the_best_action_or_imitates(name: str, overrides: dict[str, Any]) -> None:
-    problem = "peak" if hasattr(METHODS[name].Config, "gamma") else "concentrated"
+    problem = "peak" if hasattr(METHODS[name].config, "gamma") else "concentrated"
     found = learned(name, overrides)
     wanted, actions = best(DATA[problem].obs), found.actions[list(DATA).index(problem)]
     if found.config.input_norm == "batch":  # which hides scale and shift of a policy's actions from the critic

@@ -46,7 +46,7 @@ class Vec(NamedTuple):
     def __sub__(self, other: "Vec") -> "Vec":
         return Vec(self.x - other.x, self.y - other.y)
 
-    def __mul__(self, factor: chex.Array | float) -> "Vec":  # type: ignore[override]
+    def __mul__(self, factor: chex.Array | float) -> "Vec":
         return Vec(self.x * factor, self.y * factor)
 
     @property
