@@ -477,3 +477,7 @@ def _field_docs(cls: type) -> dict[str, str]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(told))):
                     docs[name] = told
     return docs
+
+
+if __name__ == "__main__":
+    main()

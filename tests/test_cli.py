@@ -1,0 +1,71 @@
+"""The command line, as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from omarl_jax import cli
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["omarl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+@pytest.mark.parametrize(
+    "verb", ["list", "collect", "train", "train omar", "evaluate", "sweep", "report", "demo", "data", "data card"]
+)
+def test_every_verb_explains_itself(monkeypatch, capsys, verb):
+    code, out, _ = run(monkeypatch, capsys, *verb.split(), "--help")
+    assert code == 0
+    assert "usage" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "omr", "particle/spread", "random"], "'omar'"),
+        (["train", "bc", "particle/spred", "random"], "'particle/spread'"),
+        (["train", "bc", "particle/spread", "randm"], "'random'"),
+        (["train", "bc", "matrix/xor", "random"], "needs continuous actions"),
+        (["train", "bc", "particle/spread", "random", "--lr", "-1"], "lr must be positive"),
+        (["sweep", "nowhere.toml"], "There is no grid file"),
+        (["evaluate", "nowhere.npz"], "There is no policy"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert told in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
+    arguments = "train bc particle/spread random --seeds 0 1 --lr 0.01 0.001 --rounds 4 --size 500 --evaluations 1"
+    arguments += f" --batch-size 16 --hidden 8 --final-episodes 5 --out {tmp_path}"
+    code, _, err = run(monkeypatch, capsys, *arguments.split())
+    assert code == 0, err
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 4
+    assert (tmp_path / "report" / "report.html").exists()
+    gif = tmp_path / "team.gif"
+    code, out, err = run(monkeypatch, capsys, "evaluate", str(runs[0]), "--episodes", "5", "--gif", str(gif))
+    assert code == 0, err
+    assert "return" in out
+    assert gif.read_bytes().startswith(b"GIF")
+
+
+def test_importing_is_light():
+    script = (
+        "import sys, omarl_jax, omarl_jax.cli; "
+        "print([m for m in ('jumanji', 'wandb', 'matplotlib', 'flax', 'jax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,110 @@
+"""Grids, run folders, and what a kill must not change."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from omarl_jax import UserError, report
+from omarl_jax.sweep import packs, read_grid
+
+GRID = """
+seeds = [0, 1]
+evaluations = 5
+episodes = 4
+final_episodes = 6
+[[block]]
+tasks = ["particle/spread"]
+datasets = ["random"]
+algorithms = ["bc"]
+rounds = 2000
+size = 1000
+hyperparameters = { hidden = [[8]], batch_size = 64, lr = [0.01, 0.001] }
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID)
+    return path
+
+
+def sweep(grid, out):
+    return [sys.executable, "-m", "omarl_jax.cli", "sweep", str(grid), "--out", str(out)]
+
+
+def test_a_grid_is_the_product_of_its_lists(grid):
+    runs = read_grid(grid).runs
+    assert [(run.seed, run.data_seed, run.config.lr) for run in runs] == [
+        (0, 0, 0.01),
+        (1, 1, 0.01),
+        (0, 0, 0.001),
+        (1, 1, 0.001),
+    ]
+    assert all(run.config.hidden == (8,) and run.rounds == 2000 for run in runs)
+    assert len({run.name for run in runs}) == 4
+    assert len({run.config_hash for run in runs}) == 2  # the seed does not count, the learning rate does
+    assert [len(pack) for pack in packs(runs)] == [4]  # floats share a program
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('algorithms = ["bc"]', 'algorithms = ["omr"]', "'omar'"),
+        ('"particle/spread"', '"particle/spred"', "'particle/spread'"),
+        ('["random"]', '["randm"]', "'random'"),
+        ("lr =", "lrr =", "'lr'"),
+        ("evaluations = 5", "evaluation = 5", "'evaluations'"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds must be a list"),
+        ("rounds = 2000", "rounds = 0", "rounds must be a positive integer"),
+        ("lr = [0.01, 0.001]", "lr = -1.0", "lr must be positive"),
+        ("[[block]]", "[[block]", "is not a grid file"),
+        ('"particle/spread"', '"matrix/xor"', "needs continuous actions"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_named(grid, old, new, told):
+    grid.write_text(GRID.replace(old, new))
+    with pytest.raises(UserError, match=".") as error:
+        read_grid(grid)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value) or "grid file" in str(error.value)
+
+
+def test_a_killed_sweep_ends_with_the_same_numbers(grid, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(sweep(grid, whole), check=True, capture_output=True)
+    process = subprocess.Popen(sweep(grid, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not any(path.name.isdigit() for path in killed.glob("packs/*/checkpoints/*")):
+        assert time.time() < deadline
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("runs/*/DONE"))
+    subprocess.run(sweep(grid, killed), check=True, capture_output=True)
+
+    folders = sorted(path.name for path in (whole / "runs").iterdir())
+    assert folders == sorted(path.name for path in (killed / "runs").iterdir())
+    assert len(folders) == 4
+    for name in folders:
+        one, two = whole / "runs" / name, killed / "runs" / name
+        for file in ("policy.npz", "evaluations.npz"):
+            with np.load(one / file) as a, np.load(two / file) as b:
+                assert a.files == b.files
+                for key in a.files:
+                    np.testing.assert_array_equal(a[key], b[key])
+        assert lines(one) == lines(two)
+    assert len(report.load_runs(killed / "runs")) == 4
+
+
+def lines(folder: pathlib.Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "updates_per_second"} for row in rows]
