@@ -71,7 +71,7 @@ def test_a_grid_is_the_product_of_its_lists(grid):
 )
 def test_a_mistake_in_a_grid_is_named(grid, old, new, told):
     grid.write_text(GRID.replace(old, new))
-    with pytest.raises(UserError, match=".") as error:
+    with pytest.raises(UserError) as error:
         read_grid(grid)
     assert told in str(error.value)
     assert "\n" not in str(error.value) or "grid file" in str(error.value)
