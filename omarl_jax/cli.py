@@ -188,6 +188,7 @@ def behaviour(
     out: pathlib.Path,
     medium: float,
     expert: float,
+    replay: float | None = None,
     algorithm: str = "matd3",
     seed: int = 0,
     rounds: int = 30_000,
@@ -201,6 +202,7 @@ def behaviour(
         out: file to write, an .npz.
         medium: normalised score that the medium data should have.
         expert: the same for the expert data.
+        replay: the same for the mean of medium-replay; by default whatever training up to medium gives.
         algorithm: an online method.
         seed: of training.
         rounds: learning rounds, each after 100 environment steps.
@@ -214,7 +216,7 @@ def behaviour(
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
     snapshots = behaviour.train(env, algorithm, {}, seed, rounds, every)
-    chosen = behaviour.choose(env, snapshots, medium, expert)
+    chosen = behaviour.choose(env, snapshots, medium, expert, replay)
     behaviour.save(out, env, algorithm, {}, seed, snapshots, chosen)
     for quality, numbers in chosen.items():
         scores = [env.reference.normalise(snapshots[i]["explored"]) for i in numbers]

@@ -173,8 +173,7 @@ class _Critic(nn.Module):
 
 
 # The layers below are most of what training computes. Their gradients are written out because the automatic ones keep
-# the arrays before ReLU as well as those after it, and because XLA's CPU compiler fuses element-wise work into both of
-# the matrix products that use it, so that it is done twice; barriers keep it apart.
+# the arrays before ReLU as well as those after it.
 
 
 @jax.custom_vjp
@@ -184,13 +183,13 @@ def _dense_relu(x: chex.Array, w: chex.Array, b: chex.Array) -> chex.Array:
 
 
 def _dense_relu_forward(x: chex.Array, w: chex.Array, b: chex.Array) -> tuple[chex.Array, Any]:
-    y = _kept_apart(_dense_relu(x, w, b))
+    y = _dense_relu(x, w, b)
     return y, (x, w, y)
 
 
 def _dense_relu_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
     x, w, y = kept
-    d = _kept_apart(jnp.where(y > 0, dy, 0.0)).reshape(-1, w.shape[1])
+    d = jnp.where(y > 0, dy, 0.0).reshape(-1, w.shape[1])
     return (d @ w.T).reshape(x.shape), x.reshape(-1, w.shape[0]).T @ d, d.sum(axis=0)
 
 
@@ -203,13 +202,13 @@ def _first_layer(from_obs: chex.Array, actions: chex.Array, w: chex.Array) -> ch
 
 
 def _first_layer_forward(from_obs: chex.Array, actions: chex.Array, w: chex.Array) -> tuple[chex.Array, Any]:
-    y = _kept_apart(_first_layer(from_obs, actions, w))
+    y = _first_layer(from_obs, actions, w)
     return y, (actions, w, y)
 
 
 def _first_layer_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
     actions, w, y = kept
-    d = _kept_apart(jnp.where(y > 0, dy, 0.0))
+    d = jnp.where(y > 0, dy, 0.0)
     flat = d.reshape(-1, w.shape[1])
     d_w = actions.reshape(-1, w.shape[0]).T @ flat
     return d.reshape(-1, *d.shape[-2:]).sum(axis=0), (flat @ w.T).reshape(actions.shape), d_w
@@ -218,7 +217,6 @@ def _first_layer_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.A
 _dense_relu.defvjp(_dense_relu_forward, _dense_relu_backward)
 _first_layer.defvjp(_first_layer_forward, _first_layer_backward)
 _FEW_ACTIONS = 8  # up to here multiplying out is faster than a matrix product
-_kept_apart = jax.lax.optimization_barrier
 
 
 class Network(NamedTuple):

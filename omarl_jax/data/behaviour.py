@@ -92,7 +92,9 @@ def train(
     return snapshots
 
 
-def choose(env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, expert: float) -> dict[str, list[int]]:
+def choose(
+    env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, expert: float, replay: float | None = None
+) -> dict[str, list[int]]:
     """Chooses the snapshots of each quality.
 
     Args:
@@ -100,10 +102,12 @@ def choose(env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, e
         snapshots: of `train`.
         medium: normalised score that the medium data should have, with exploration noise.
         expert: the same for the expert data.
+        replay: mean score that the medium-replay data should have; by default what comes out.
 
     Returns:
         `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: as many as
-        ship, spread evenly over the rounds from the untrained policy to the medium one.
+        ship, spread evenly over the rounds from the untrained policy to the medium one, or to an earlier one where
+        that meets `replay` better (published replay buffers are short).
     """
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
@@ -111,8 +115,9 @@ def choose(env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, e
     # The first time, not after a relapse, and a point short counts; the snapshot before may be nearer.
     reached = int(np.minimum(score, medium - 1.0).argmax())
     middle = min((max(reached - 1, 0), reached), key=lambda i: abs(score[i] - medium))
-    replay = np.unique(np.linspace(0, middle, _REPLAY_SNAPSHOTS).round().astype(int))
-    return {"medium-replay": replay.tolist(), "medium": [middle], "expert": [best]}
+    series = [np.unique(np.linspace(0, end, _REPLAY_SNAPSHOTS).round().astype(int)) for end in range(middle + 1)]
+    chosen = series[-1] if replay is None else min(series, key=lambda s: abs(score[s].mean() - replay))
+    return {"medium-replay": chosen.tolist(), "medium": [middle], "expert": [best]}
 
 
 def save(
