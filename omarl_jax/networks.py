@@ -97,6 +97,19 @@ class _Dense(nn.Module):
         return x @ kernel + self.param("bias", torch_kernel(inputs), (self.features,))
 
 
+def _statistics(x: chex.Array) -> Norm:
+    """Mean and variance over all axes but the last."""
+    axes = tuple(range(x.ndim - 1))
+    return Norm(x.mean(axis=axes), x.var(axis=axes))
+
+
+def _standardised(x: chex.Array, norm: Norm | None) -> chex.Array:
+    """(x - mean) / std, with the statistics of x itself if none are given."""
+    if norm is None:
+        norm = _statistics(x)
+    return (x - norm.mean) * jax.lax.rsqrt(norm.var + _EPSILON)
+
+
 class _Normalise(nn.Module):
     """Normalises over all axes but the last; `affine` adds the learned scale and shift of batch normalisation."""
 
@@ -104,10 +117,7 @@ class _Normalise(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, norm: Norm | None) -> chex.Array:
-        if norm is None:
-            axes = tuple(range(x.ndim - 1))
-            norm = Norm(x.mean(axis=axes), x.var(axis=axes))
-        x = (x - norm.mean) * jax.lax.rsqrt(norm.var + _EPSILON)
+        x = _standardised(x, norm)
         if self.affine:
             x = x * self.param("scale", nn.initializers.ones, x.shape[-1:])
             x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
@@ -148,74 +158,102 @@ class _Critic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: chex.Array, actions: chex.Array, norm: Norm | None, heads: int | None = None) -> chex.Array:
-        batch = self.input_norm == "batch"
-        obs = _Normalise(affine=batch, name="obs_norm")(obs, norm)
-        if batch:
-            actions = _Normalise(affine=True, name="action_norm")(actions, None)
-        bound = torch_kernel(obs.shape[-1] + actions.shape[-1])
-        w_obs = self.param("w_obs", bound, (self.n, obs.shape[-1], self.hidden[0]))
-        w_actions = self.param("w_actions", bound, (self.n, actions.shape[-1], self.hidden[0]))
-        layers: list[Any] = [(w_obs, w_actions, self.param("b_0", bound, (self.n, self.hidden[0])))]
-        for i, (inputs, width) in enumerate(zip(self.hidden, (*self.hidden[1:], 1), strict=True), start=1):
-            w = self.param(f"w_{i}", torch_kernel(inputs), (self.n, inputs, width))
-            layers.append((w, self.param(f"b_{i}", torch_kernel(inputs), (self.n, width))))
+        obs = _standardised(obs, norm)
+        n_obs, inputs = obs.shape[-1], obs.shape[-1] + actions.shape[-1]
+        w_0 = self.param("w_0", torch_kernel(inputs), (self.n, inputs, self.hidden[0]))
+        b_0 = self.param("b_0", torch_kernel(inputs), (self.n, self.hidden[0]))
+        layers = []
+        for i, (width, outputs) in enumerate(zip(self.hidden, (*self.hidden[1:], 1), strict=True), start=1):
+            w = self.param(f"w_{i}", torch_kernel(width), (self.n, width, outputs))
+            layers.append((w, self.param(f"b_{i}", torch_kernel(width), (self.n, outputs))))
+        if self.input_norm == "batch":
+            scale = self.param("scale", nn.initializers.ones, (inputs,))
+            shift = self.param("shift", nn.initializers.zeros, (inputs,))
+            # What normalises the many actions goes into the weights, and so do the scale and shift of all inputs.
+            statistics = _statistics(actions)
+            scale = scale * jnp.append(jnp.ones(n_obs), jax.lax.rsqrt(statistics.var + _EPSILON))
+            shift = shift - scale * jnp.append(jnp.zeros(n_obs), statistics.mean)
+            w_0, b_0 = jnp.diag(scale) @ w_0, b_0 + shift @ w_0
+        # The bias is the weight of one more observation, which is always 1.
+        first = (jnp.concatenate([w_0[:, :n_obs], b_0[:, None]], axis=1), w_0[:, n_obs:])
+        obs = jnp.concatenate([obs, jnp.ones((*obs.shape[:-1], 1))], axis=-1)
 
-        def value(layers: Any, actions: chex.Array) -> chex.Array:
-            (w_obs, w_actions, b), *middle, (w_last, b_last) = layers
-            x = _first_layer(obs @ w_obs + b, actions, w_actions)  # (…, B, H)
-            for layer in middle:
-                x = _dense_relu(x, *layer)
+        def value(actions: chex.Array, first: Any, layers: Any) -> chex.Array:
+            *middle, (w_last, b_last) = layers
+            x = _two_layers(obs, actions, *first, *middle[0]) if middle else _first_layer(obs, actions, *first)
+            for w, b in middle[1:]:
+                x = nn.relu(x @ w + b)
             return (x @ w_last + b_last)[..., 0]
 
         # Were the actions shared, their products' gradients would be joined over the networks, by a slow transposition.
         each = jnp.broadcast_to(actions, (heads or self.n, *actions.shape))
-        return jax.vmap(value)(jax.tree.map(lambda x: x[:heads], layers), each)
+        return jax.vmap(value)(each, *jax.tree.map(lambda x: x[:heads], (first, layers)))
 
 
-# The layers below are most of what training computes. Their gradients are written out because the automatic ones keep
-# the arrays before ReLU as well as those after it.
-
-
-@jax.custom_vjp
-def _dense_relu(x: chex.Array, w: chex.Array, b: chex.Array) -> chex.Array:
-    """relu(x w + b): (…, H), (H, J), (J,) -> (…, J)."""
-    return nn.relu((x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], -1) + b)
-
-
-def _dense_relu_forward(x: chex.Array, w: chex.Array, b: chex.Array) -> tuple[chex.Array, Any]:
-    y = _dense_relu(x, w, b)
-    return y, (x, w, y)
-
-
-def _dense_relu_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
-    x, w, y = kept
-    d = jnp.where(y > 0, dy, 0.0).reshape(-1, w.shape[1])
-    return (d @ w.T).reshape(x.shape), x.reshape(-1, w.shape[0]).T @ d, d.sum(axis=0)
+def _first_layer(obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array) -> chex.Array:
+    """relu([o, a] W): (B, O), (…, B, A), (O, H), (A, H) -> (…, B, H). What observations add is computed once."""
+    if w_actions.shape[0] > _FEW_ACTIONS:
+        return nn.relu(obs @ w_obs + actions @ w_actions)
+    return nn.relu(obs @ w_obs + sum(actions[..., i : i + 1] * w_actions[i] for i in range(w_actions.shape[0])))
 
 
 @jax.custom_vjp
-def _first_layer(from_obs: chex.Array, actions: chex.Array, w: chex.Array) -> chex.Array:
-    """relu(from_obs + actions w): (B, H), (…, B, A), (A, H) -> (…, B, H)."""
-    if w.shape[0] <= _FEW_ACTIONS:
-        return nn.relu(from_obs + sum(actions[..., i : i + 1] * w[i] for i in range(w.shape[0])))
-    return nn.relu(from_obs + actions @ w)
+def _two_layers(
+    obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array, w: chex.Array, b: chex.Array
+) -> chex.Array:
+    """relu(x w + b), where x is the first layer: …, (H, J), (J,) -> (…, B, J).
+
+    Most of training is spent in here. The gradient is written out so that the first layer, which is quick to compute
+    but K times as large as the batch, is computed again instead of being kept.
+    """
+    return nn.relu(_first_layer(obs, actions, w_obs, w_actions) @ w + b)
 
 
-def _first_layer_forward(from_obs: chex.Array, actions: chex.Array, w: chex.Array) -> tuple[chex.Array, Any]:
-    y = _first_layer(from_obs, actions, w)
-    return y, (actions, w, y)
+def _two_layers_forward(*inputs: chex.Array) -> tuple[chex.Array, Any]:
+    y = _two_layers(*inputs)
+    return y, (inputs, y)
 
 
-def _first_layer_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
-    actions, w, y = kept
-    d = jnp.where(y > 0, dy, 0.0)
-    flat = d.reshape(-1, w.shape[1])
-    d_w = actions.reshape(-1, w.shape[0]).T @ flat
-    return d.reshape(-1, *d.shape[-2:]).sum(axis=0), (flat @ w.T).reshape(actions.shape), d_w
+def _two_layers_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, ...]:
+    (obs, actions, w_obs, w_actions, w, _), y = kept
+    d = jnp.where(y > 0, dy, 0.0)  # (…, B, J)
+    dw = jax.lax.platform_dependent(
+        obs, actions, w_obs, w_actions, d, cpu=_second_gradient_on_cpu, default=_second_gradient
+    )
+    x = _first_layer(obs, actions, w_obs, w_actions)
+    dx = jnp.where(x > 0, (_rows(d) @ w.T).reshape(x.shape), 0.0)  # (…, B, H)
+    of_batch = dx.reshape(-1, *dx.shape[-2:]).sum(axis=0)  # (B, H)
+    d_actions, dw_actions = dx @ w_actions.T, _rows(actions).T @ _rows(dx)
+    return of_batch @ w_obs.T, d_actions, obs.T @ of_batch, dw_actions, dw, _rows(d).sum(axis=0)
 
 
-_dense_relu.defvjp(_dense_relu_forward, _dense_relu_backward)
-_first_layer.defvjp(_first_layer_forward, _first_layer_backward)
+def _second_gradient(
+    obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array, d: chex.Array
+) -> chex.Array:
+    """xᵀ d, the gradient of w: …, (…, B, J) -> (H, J)."""
+    return _rows(_first_layer(obs, actions, w_obs, w_actions)).T @ _rows(d)
+
+
+def _second_gradient_on_cpu(
+    obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array, d: chex.Array
+) -> chex.Array:
+    """The same, where transposing x would take longer than multiplying it: xᵀ is computed as such, bit by bit."""
+    from_obs = w_obs.T @ obs.T  # (H, B)
+    total = jnp.zeros((w_obs.shape[1], d.shape[-1]))
+    for a, part in zip(actions.reshape(-1, *actions.shape[-2:]), d.reshape(-1, *d.shape[-2:]), strict=True):
+        if w_actions.shape[0] > _FEW_ACTIONS:
+            from_actions = w_actions.T @ a.T
+        else:
+            from_actions = sum(w_actions[i][:, None] * a[:, i] for i in range(w_actions.shape[0]))
+        total += nn.relu(from_obs + from_actions) @ part
+    return total
+
+
+def _rows(x: chex.Array) -> chex.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+_two_layers.defvjp(_two_layers_forward, _two_layers_backward)
 _FEW_ACTIONS = 8  # up to here multiplying out is faster than a matrix product
 
 

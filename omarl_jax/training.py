@@ -46,11 +46,13 @@ class Plan(NamedTuple):
         config: the method's hyperparameters.
         key: the run's key.
         window: the part of the data it samples from.
+        padding: () bool, whether the lane is only there to make the number of lanes even.
     """
 
     config: Any
     key: chex.PRNGKey
     window: Window
+    padding: chex.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Trainer:
         keys = jax.vmap(jax.random.key)(jnp.array([seeds[run] for run in order], jnp.uint32))
         init_keys, train_keys, self._evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
         config = _stacked([configs[run] for run in order])
-        plan = Plan(config, train_keys, _stacked([windows[data_of[run]] for run in order]))
+        padding = jnp.arange(len(order)) >= self.n_runs
+        plan = Plan(config, train_keys, _stacked([windows[data_of[run]] for run in order]), padding)
         self._plan = self._placed(plan, PartitionSpec("runs"))
         lane_stats = _stacked([stats[data_of[run]] for run in order])
 
@@ -186,11 +189,19 @@ class Trainer:
                 state, metrics = algorithm.update(carry.state, batch, update_key)
                 return Lane(state, _first(carry.diverged_at, _finite(metrics), round)), metrics
 
-            end, metrics = jax.lax.scan(one_round, lane, start + jnp.arange(rounds, dtype=jnp.int32))
-            # Parameters can overflow in the last round without any metric that tells.
-            diverged_at = _first(end.diverged_at, _finite(end.state), start + rounds - 1)
-            state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, lane.state)
-            return Lane(state, diverged_at), jax.tree.map(jnp.mean, metrics)
+            def learn(lane: Lane) -> tuple[Lane, Metrics]:
+                end, metrics = jax.lax.scan(one_round, lane, start + jnp.arange(rounds, dtype=jnp.int32))
+                # Parameters can overflow in the last round without any metric that tells.
+                diverged_at = _first(end.diverged_at, _finite(end.state), start + rounds - 1)
+                state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, lane.state)
+                return Lane(state, diverged_at), jax.tree.map(jnp.mean, metrics)
+
+            def rest(lane: Lane) -> tuple[Lane, Metrics]:
+                shapes = jax.eval_shape(learn, lane)[1]
+                return lane, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+            # Lanes that follow each other need not learn for nothing; of lanes side by side, none can be left out.
+            return jax.lax.cond(plan.padding | (lane.diverged_at >= 0), rest, learn, lane)
 
         return train
 

@@ -169,6 +169,7 @@ def test_shipped_snapshots_play_as_they_say(path, quality):
         ([0, 10, 30, 55, 60, 97, 105, 90], 3, 5),  # 55 is nearer to 50 than 30 is, 97 nearer to 100 than 105
         ([0, 48, 80, 100], 1, 3),  # 48 is nearer than 80, which reached it
         ([0, 52, 20, 50, 100], 1, 4),  # 50 was reached before, and lost again
+        ([0, 30, 49.5, 20, 80], 2, 4),  # half a point short is near enough
         ([60, 70, 80], 0, 2),  # from the start on
         ([0, 40, 30, 20], 1, 1),  # never
     ],

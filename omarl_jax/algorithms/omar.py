@@ -247,23 +247,24 @@ def search(
     if config.search == "random_shooting":
         candidates = jax.random.uniform(key, (config.search_steps * config.search_samples, *shape), minval=-1.0)
         return best_of(candidates, q(candidates))
-    mean, std = jnp.zeros(shape), jnp.full(shape, config.search_std)
+    # The batch comes last here: reducing an array whose last axis is a handful of coordinates is slow everywhere.
+    (b, a), k = shape, config.search_samples
+    mean, std = jnp.zeros((a, b)), jnp.full((a, b), config.search_std)
     kept: list[tuple[chex.Array, chex.Array]] = []
     for step_key in jax.random.split(key, config.search_steps):
-        noise = jax.random.normal(step_key, (config.search_samples, *shape))
-        candidates = jnp.clip(mean + std * noise, -1.0, 1.0)
-        pool = [(candidates, q(candidates)), *kept]
+        candidates = jnp.clip(mean + std * jax.random.normal(step_key, (k, a, b)), -1.0, 1.0)
+        pool = [(candidates, q(candidates.swapaxes(1, 2))), *kept]
         candidates, values = (jnp.concatenate(parts) for parts in zip(*pool, strict=True))
         if config.search == "cem":
             values, elite = jax.lax.top_k(values.T, config.search_elites)  # (B, elites)
-            candidates, values = jnp.take_along_axis(candidates, elite.T[..., None], axis=0), values.T
+            candidates, values = jnp.take_along_axis(candidates, elite.T[:, None], axis=0), values.T
             kept = [(candidates, values)]
             mean, std = candidates.mean(axis=0), candidates.std(axis=0, ddof=1)
         else:
-            weights = jax.nn.softmax(values, axis=0)[..., None]
+            weights = jax.nn.softmax(values, axis=0)[:, None]
             mean = jnp.sum(weights * candidates, axis=0)
             std = jnp.sqrt(jnp.square(candidates - mean).mean(axis=0))
-    return best_of(candidates, values)
+    return best_of(candidates.swapaxes(1, 2), values)
 
 
 def best_of(candidates: chex.Array, values: chex.Array) -> tuple[chex.Array, chex.Array]:

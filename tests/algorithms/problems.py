@@ -109,11 +109,11 @@ def np_mlp(params: Any, obs: np.ndarray) -> np.ndarray:
 def np_critic(params: Any, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """Values of one agent's critics, (B, O), (…, B, A) -> (heads, …, B), each on concatenated inputs."""
     obs = np.broadcast_to(obs, (*actions.shape[:-1], obs.shape[-1]))
-    inputs = [np_normalise(obs, params.get("obs_norm")), np_normalise(actions, params.get("action_norm"))]
+    norm = {"scale": params["scale"], "bias": params["shift"]} if "scale" in params else None
+    inputs = np_normalise(np.concatenate([obs, actions], axis=-1), norm)
     heads = []
     for head in range(len(params["b_0"])):
-        x = np.concatenate(inputs, axis=-1) @ np.concatenate([params["w_obs"][head], params["w_actions"][head]])
-        x = x + params["b_0"][head]
+        x = inputs @ params["w_0"][head] + params["b_0"][head]
         for i in range(1, sum(name.startswith("b_") for name in params)):
             x = np.maximum(x, 0) @ params[f"w_{i}"][head] + params[f"b_{i}"][head]
         heads.append(x[..., 0])

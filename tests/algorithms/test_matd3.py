@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import STATS, N, batch, float64, make, np_critic, np_mlp, of, parts, started, step
+from problems import STATS, A, N, O, batch, float64, make, np_critic, np_mlp, of, parts, started, step
 
 
 @pytest.mark.parametrize("std", [0.4, 1e6])
@@ -58,7 +58,7 @@ def test_policies_and_targets_wait() -> None:
 def test_critics_of_the_family(name: str, heads: int) -> None:
     _, algorithm = make(name)
     critic: Any = algorithm.init(jax.random.key(0), STATS).critic
-    assert critic["w_obs"].shape[:3] == (N, heads, 3 if name == "itd3" else 6)
+    assert critic["w_0"].shape[:3] == (N, heads, O + A if name == "itd3" else N * (O + A))
 
 
 def test_explores_with_clipped_noise() -> None:

@@ -42,7 +42,7 @@ def test_layers_of_a_critic_start_as_in_pytorch() -> None:
     """The first layer's inputs are observation and action together."""
     critic = networks.critic((64, 100), "none")
     params = critic.init(jax.random.key(0), 200, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT)
-    bounds = {"w_obs": O + A, "w_actions": O + A, "b_0": O + A, "w_1": 64, "b_1": 64, "w_2": 100, "b_2": 100}
+    bounds = {"w_0": O + A, "b_0": O + A, "w_1": 64, "b_1": 64, "w_2": 100, "b_2": 100}
     assert params.keys() == bounds.keys()
     for name, inputs in bounds.items():
         uniform_within(params[name], inputs**-0.5)
@@ -50,8 +50,8 @@ def test_layers_of_a_critic_start_as_in_pytorch() -> None:
 
 def test_networks_of_agents_differ() -> None:
     _, params = critics("none")
-    assert not np.allclose(params["w_obs"][0], params["w_obs"][1])
-    assert not np.allclose(params["w_obs"][0, 0], params["w_obs"][0, 1])
+    assert not np.allclose(params["w_0"][0], params["w_0"][1])
+    assert not np.allclose(params["w_0"][0, 0], params["w_0"][0, 1])
 
 
 def test_policy_in_numpy() -> None:
@@ -75,10 +75,15 @@ def test_critic_in_numpy(kind: networks.InputNorm, leading: tuple[int, ...]) -> 
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("action_dim", "leading"), [(2, ()), (2, (4,)), (12, (2, 3))])
-def test_gradients_of_a_critic_are_its_slopes(action_dim: int, leading: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("action_dim", "leading", "hidden"),
+    [(2, (), (16, 8)), (2, (4,), (16, 8)), (12, (2, 3), (16, 8)), (2, (4,), (16,)), (2, (4,), (16, 8, 8))],
+)
+def test_gradients_of_a_critic_are_its_slopes(
+    action_dim: int, leading: tuple[int, ...], hidden: tuple[int, ...]
+) -> None:
     """In a random direction, of parameters, observations and actions together, by central differences in float64."""
-    critic = networks.critic((16, 8), "batch")
+    critic = networks.critic(hidden, "batch")
     rng = np.random.default_rng(0)
     obs, actions, weights = (rng.normal(size=shape) for shape in ((9, O), (*leading, 9, action_dim), (2, *leading, 9)))
     params = of(critic.init(jax.random.key(0), 1, jnp.zeros((1, O)), jnp.zeros((1, action_dim)), UNIT), 0)

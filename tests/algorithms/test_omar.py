@@ -95,8 +95,8 @@ def np_search(config: Any, value: Any, key: jax.Array, shape: tuple[int, ...]) -
     mean, std = np.zeros(shape), np.full(shape, config.search_std)
     elites, elite_values = np.zeros((0, *shape)), np.zeros((0, shape[0]))
     for step_key in jax.random.split(key, config.search_steps) if config.search != "random_shooting" else ():
-        noise = np.asarray(jax.random.normal(step_key, (config.search_samples, *shape)), np.float64)
-        drawn = np.clip(mean + std * noise, -1, 1)
+        noise = np.asarray(jax.random.normal(step_key, (config.search_samples, *shape[::-1])), np.float64)
+        drawn = np.clip(mean + std * noise.swapaxes(1, 2), -1, 1)
         pool, values = np.concatenate([drawn, elites]), np.concatenate([value(drawn), elite_values])
         if config.search == "cem":
             order = np.argsort(-values, axis=0)[: config.search_elites]

@@ -87,14 +87,14 @@ class Learned:
     def values(self, problem: str) -> np.ndarray:
         """(critics, heads, ROWS) of the data's actions."""
         state = jax.tree.map(lambda x: x[list(DATA).index(problem)], self.states)
-        critics, inputs = state.critic["w_obs"].shape[0], state.critic["w_obs"].shape[2]
+        critics, heads, inputs, _ = state.critic["w_0"].shape
 
         def view(x: jax.Array) -> jax.Array:
-            return formulas.seen(x, N) if inputs == O else jnp.repeat(formulas.seen(x, 1), critics, axis=0)
+            return formulas.seen(x, N) if inputs == O + A else jnp.repeat(formulas.seen(x, 1), critics, axis=0)
 
         kind = self.config.input_norm
         norm = networks.training_norm(kind, state.policy.norm)
-        critic = networks.critic(self.config.hidden, kind, state.critic["w_obs"].shape[1])
+        critic = networks.critic(self.config.hidden, kind, heads)
         obs, actions = view(DATA[problem].obs), view(DATA[problem].actions)
         return np.asarray(jax.vmap(critic.apply)(state.critic, obs, actions, norm and norm.viewed(view)))
 
