@@ -1,0 +1,121 @@
+"""What may go wrong while a sweep writes: it ends with one sentence, and what was there before still counts."""
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from omarl_jax import UserError, loggers
+from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.sweep import make_grid, sweep, train_pack
+
+GRID = {
+    "seeds": [0],
+    "evaluations": 2,
+    "episodes": 2,
+    "final_episodes": 2,
+    "block": [
+        {
+            "tasks": ["particle/spread"],
+            "datasets": ["random"],
+            "algorithms": ["bc"],
+            "rounds": 4,
+            "size": 500,
+            "hyperparameters": {"hidden": [[8]], "batch_size": 16},
+        }
+    ],
+}
+
+
+@pytest.fixture
+def grid():
+    return make_grid(GRID)
+
+
+def saved(folder: pathlib.Path, tree: object) -> Checkpoints:
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, tree)
+    return checkpoints
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.int32(7)}
+    back = saved(tmp_path, tree).restore({"a": jnp.zeros((2, 3)), "b": jnp.int32(0)})
+    assert (back["a"] == tree["a"]).all()
+    assert back["b"] == 7
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path):
+    checkpoints = saved(tmp_path, {"a": jnp.zeros((2, 3))})
+    for like in ({"b": jnp.zeros((2, 3))}, {"a": jnp.zeros((4, 3))}):
+        with pytest.raises(UserError, match="cannot be read, or is of another program"):
+            checkpoints.restore(like)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    checkpoints = saved(tmp_path, {"a": jnp.arange(1000.0)})
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.stat().st_size > 500:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.restore({"a": jnp.zeros(1000)})
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence(grid, tmp_path):
+    (tmp_path / "runs").write_text("not a folder")
+    with pytest.raises(UserError, match="runs.* cannot be written"):
+        train_pack(grid.runs, grid, tmp_path)
+
+
+def test_a_full_disk_stops_a_sweep_with_a_sentence_and_it_goes_on_later(grid, tmp_path):
+    """Files that may not grow are the full disk that a test can have."""
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+        "from omarl_jax import cli; sys.argv[1:2] = []; cli.main()"
+    )
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        'seeds = [0]\nevaluations = 2\nepisodes = 2\nfinal_episodes = 2\n[[block]]\ntasks = ["particle/spread"]\n'
+        'datasets = ["random"]\nalgorithms = ["bc"]\nrounds = 4\nsize = 500\n'
+        "hyperparameters = { hidden = [[8]], batch_size = 16 }\n"
+    )
+
+    def run(limit: int) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-c", program, str(limit), "sweep", str(path), "--out", str(tmp_path / "out")]
+        # Compiled programs are files, too, and are not what this is about.
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        return subprocess.run(arguments, capture_output=True, text=True, env=environment)
+
+    full = run(700)
+    said = " ".join((full.stdout + full.stderr).split())
+    assert full.returncode == 1, said
+    assert "cannot be written" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").rglob("DONE"))
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+    enough = run(resource.RLIM_INFINITY if resource.RLIM_INFINITY > 0 else 2**40)
+    assert enough.returncode == 0, enough.stderr
+    assert len(list((tmp_path / "out").rglob("DONE"))) == 1
+
+
+def test_weights_and_biases_without_a_key_works_offline(grid, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sweep(grid, tmp_path / "out", wandb="omarl")
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert (run / "DONE").exists()
+    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_what_is_not_finite_is_null_in_the_log(tmp_path):
+    log = loggers.JsonLines(tmp_path / "metrics.jsonl", 0)
+    log.log({"round": 1, "loss": float("nan"), "q": 2.0})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1, "loss": null, "q": 2.0}\n'
