@@ -29,9 +29,11 @@ from omarl_jax import plotting, published, statistics
 from omarl_jax.errors import UserError
 
 CVAR_LEVEL = 0.1
+SATURATED = 0.9
 BASELINES = ("bc", "cql")
 _QUALITIES = ("random", "medium-replay", "medium", "medium-expert", "expert")
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
+_SATURATED = f"§ no result: more than {100 * SATURATED:g} % of a policy's actions are at their bounds (saturation)."
 _RAW = "‡ raw returns, since no reference returns are known to normalise with."
 _NOTHING = "\u2013"  # an en dash, where there is no number
 _T = TypeVar("_T")
@@ -51,6 +53,7 @@ class Run:
         final_returns: (episodes,) raw returns of the last policy.
         final_metrics: name -> (episodes,) task metrics of the last policy.
         record: `run.json`: status, versions, device, seconds …
+        saturation: share of actions at their bounds in the last chunk of training, or None where it was not logged.
         failure: why the run counts for nothing, or None.
     """
 
@@ -70,6 +73,7 @@ class Run:
     final_returns: np.ndarray
     final_metrics: dict[str, np.ndarray]
     record: dict[str, Any]
+    saturation: float | None
     failure: str | None
 
     def scores(self, returns: np.ndarray) -> np.ndarray:
@@ -95,6 +99,7 @@ class Row:
         data_mean: mean of the data, or None where unknown.
         comparable: whether the data are those of the paper, or made the same way.
         metrics: task metrics of the last policies, averaged over episodes and runs.
+        saturation: that of the most saturated run, or None.
     """
 
     task: str
@@ -113,6 +118,12 @@ class Row:
     data_mean: float | None
     comparable: bool
     metrics: dict[str, float]
+    saturation: float | None
+
+    @property
+    def saturated(self) -> bool:
+        """Whether a policy sits in the corners of its actions, where it cannot learn: then the row is no result."""
+        return self.saturation is not None and self.saturation > SATURATED
 
     @property
     def method(self) -> str:
@@ -247,10 +258,16 @@ def _read(folder: Path) -> Run:
                 if name.startswith("final_") and name != "final_returns"
             },
             record=record,
+            saturation=_last_metrics(folder / "metrics.jsonl").get("saturation"),
             failure=_failure(record, arrays),
         )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"The run in '{folder}' cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else {}
 
 
 def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str | None:
@@ -278,6 +295,7 @@ def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
     finals = np.array([unit(run, run.final_returns).mean() for run in runs])
     best = [unit(run, run.returns).mean(axis=1).max() for run in runs if run.returns.size]
     lowest = [unit(run, statistics.cvar(run.final_returns, CVAR_LEVEL)) for run in runs]
+    saturations = [run.saturation for run in runs if run.saturation is not None]
     metrics = [name for name in first.final_metrics if runs and all(name in run.final_metrics for run in runs)]
     return Row(
         task=first.task,
@@ -296,6 +314,7 @@ def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
         data_mean=_data_mean(group, "mean_score" if normalised else "mean_return"),
         comparable=comparable,
         metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
+        saturation=max(saturations, default=None),
     )
 
 
@@ -319,7 +338,7 @@ def _texts(row: Row) -> dict[str, str]:
     return {
         "dataset": row.dataset,
         "method": row.method,
-        "last checkpoint": _plus_minus(row.mean, row.sd) + ("" if row.normalised else " ‡"),
+        "last checkpoint": _plus_minus(row.mean, row.sd) + " ‡" * (not row.normalised) + " §" * row.saturated,
         "IQM [95 %]": f"{_number(row.iqm)} [{_number(row.interval.low)}, {_number(row.interval.high)}]",
         "paper": paper + ("" if row.comparable else " †"),
         "data": _number(row.data_mean),
@@ -341,6 +360,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         notes.append(_DAGGER)
     if any(not row.normalised for row in rows):
         notes.append(_RAW)
+    if any(row.saturated for row in rows):
+        notes.append(_SATURATED)
     if any(len(row.runs) < row.started for row in rows):
         notes.append("n of m seeds: the others diverged and are in none of the numbers.")
     return notes
@@ -376,6 +397,7 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
             "data_mean": row.data_mean,
             "best_during_training": row.best,
             "cvar": row.cvar,
+            "saturation": row.saturation,
             "seeds": len(row.runs),
             "seeds_started": row.started,
             **{f"final_{name}": value for name, value in row.metrics.items()},

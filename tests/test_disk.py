@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(grid, tmp_path):
     (tmp_path / "runs").write_text("not a folder")
-    with pytest.raises(UserError, match="runs.* cannot be written"):
+    with pytest.raises(UserError, match=r"runs.* cannot be written"):
         train_pack(grid.runs, grid, tmp_path)
 
 

@@ -29,9 +29,13 @@ def write_run(
     record: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     done: bool = True,
+    saturation: tuple[float, ...] = (),
     **config: Any,
 ) -> None:
     folder.mkdir(parents=True)
+    if saturation:
+        rows = [json.dumps({"round": i, "saturation": value}) for i, value in enumerate(saturation)]
+        (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     full: dict[str, Any] = {
         "algorithm": "omar",
         "task": "particle/spread",
@@ -138,6 +142,17 @@ def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(t
     assert (row.mean, row.cvar, row.best, row.data_mean, row.paper) == (204.5, 200, 200, 160, None)
     assert "204.5 ‡" in printed([row])
     assert "‡ raw returns" in printed([row])
+
+
+def test_a_saturated_policy_is_marked(tmp_path: Path) -> None:
+    """The last chunk counts, and one run is enough."""
+    write_run(tmp_path / "0", TEN, seed=0, saturation=(0.1, 0.95))
+    write_run(tmp_path / "1", TEN, seed=1, saturation=(0.95, 0.2))
+    row = only_row(tmp_path)
+    assert row.saturation == 0.95
+    assert " §" in printed([row]) and "§ no result: more than 90 %" in printed([row])
+    write_run(tmp_path / "other" / "0", TEN, seed=0, saturation=(0.99, 0.9))
+    assert "§" not in printed([only_row(tmp_path / "other")])
 
 
 def test_own_data_are_marked(tmp_path: Path) -> None:
