@@ -224,6 +224,24 @@ def behaviour(
         _console.print(f"{quality} (round: score) {told}")
 
 
+def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, rounds: int = 2_000) -> None:
+    """Trains a prey together with the predators that hunt it, by MATD3. It is loaded with the task's `prey=FILE`.
+
+    Args:
+        task: particle/tag or particle/world.
+        out: file to write, an .npz.
+        seed: of training.
+        rounds: learning rounds, each after 100 environment steps; the default made the prey that ship.
+    """
+    from omarl_jax.data import behaviour
+    from omarl_jax.data.recipes import make_env
+
+    env = make_env(task, prey="learner")
+    *_, last = behaviour.train(env, "matd3", {}, seed, rounds, every=rounds, final_lr=1.0)
+    behaviour.save_prey(out, env, last["policy"])
+    _console.print(f"{out}")
+
+
 def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> int:
     """Makes data of cooperative navigation, trains OMAR, MA-CQL and BC, and prints how they compare.
 
@@ -316,6 +334,7 @@ _VERBS: Any = {
     "report": report,
     "data": lambda: None,
     "behaviour": behaviour,
+    "prey": prey,
     "demo": demo,
 }
 _VERBS["data"].__doc__ = "Lists, describes and verifies datasets: omarl data --help."

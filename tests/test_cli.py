@@ -17,7 +17,8 @@ def run(monkeypatch, capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "verb", ["list", "collect", "train", "train omar", "evaluate", "sweep", "report", "demo", "data", "data card"]
+    "verb",
+    ["list", "collect", "train", "train omar", "evaluate", "sweep", "report", "behaviour", "prey", "demo", "data card"],
 )
 def test_every_verb_explains_itself(monkeypatch, capsys, verb):
     code, out, _ = run(monkeypatch, capsys, *verb.split(), "--help")
@@ -36,6 +37,8 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["sweep", "nowhere.toml"], "There is no grid file"),
         (["evaluate", "nowhere.npz"], "There is no policy"),
         (["report", "nowhere"], "nowhere"),
+        (["prey", "particle/spread", "--out", "prey.npz"], "prey"),
+        (["behaviour", "particle/tag", "--out", "x.npz", "--medium", "1", "--expert", "2", "--every", "7"], "multiple"),
     ],
 )
 def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, told):

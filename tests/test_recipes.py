@@ -4,15 +4,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import omarl_envs
 import pytest
 from omarl_envs.spec import ScoreReference
 
 import omarl_jax.data
-from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_env
+from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_algorithm, make_env
 from omarl_jax.data import behaviour, recipes
 from omarl_jax.data.storage import content_hash
+from omarl_jax.networks import Norm
 from omarl_jax.types import Stats
 
 SPREAD = "particle/spread"
@@ -187,3 +189,23 @@ def test_replay_snapshots_are_spread_evenly():
     snapshots = [{"explored": float(2 * i)} for i in range(40)]
     chosen = behaviour.choose(env, snapshots, medium=56.0, expert=1000.0)
     assert chosen == {"medium-replay": [0, 4, 8, 12, 16, 20, 24, 28], "medium": [28], "expert": [39]}
+
+
+@pytest.mark.parametrize("task", ["particle/tag", "particle/world"])
+def test_a_prey_that_learned_flees_the_same_when_it_is_loaded(task, tmp_path):
+    """Its padded observation, its running statistics: both are gone in the file."""
+    env = make_env(task, prey="learner")
+    spec = env.task_spec
+    learner = make_algorithm("matd3", spec)
+    norm = Norm(jax.random.normal(jax.random.key(1), (4, spec.obs_dim)), jnp.full((4, spec.obs_dim), 3.0))
+    stats = Stats(jnp.zeros((4, spec.obs_dim)), jnp.ones((4, spec.obs_dim)))
+    policy = learner.init(jax.random.key(0), stats).policy._replace(norm=norm)
+    policy.params["_Dense_2"]["kernel"] *= 100.0  # it starts so small that all observations look the same
+    behaviour.save_prey(tmp_path / "prey.npz", env, policy)
+
+    loaded = make_env(task, prey=tmp_path / "prey.npz").prey
+    seen = loaded.w1.shape[0]
+    obs = jnp.zeros((4, spec.obs_dim)).at[3, :seen].set(jax.random.normal(jax.random.key(2), (seen,)))
+    actions, _ = learner.act(policy, obs, None, (), jax.random.key(3))
+    assert np.abs(actions[3]).min() > 0.01
+    np.testing.assert_allclose(loaded.act(obs[3, :seen]), actions[3], atol=1e-5)

@@ -15,6 +15,7 @@ from omarl_envs.base import MultiAgentEnv
 from omarl_jax import algorithms, evaluation, online
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
+from omarl_jax.files import replacing
 from omarl_jax.types import Stats
 
 _EVALUATION_EPISODES = 1_000
@@ -158,16 +159,17 @@ def save_prey(path: pathlib.Path, env: MultiAgentEnv, policies: Any) -> None:
     # A learner's observation is padded with zeros; what they contribute after normalisation is constant.
     padding = norm["bias"] - prey.norm.mean * norm["scale"] / np.sqrt(prey.norm.var + 1e-5)
     first = layers[0]["bias"] + padding[seen:] @ layers[0]["kernel"][seen:]
-    np.savez(
-        path,
-        bn_scale=norm["scale"][:seen],
-        bn_bias=norm["bias"][:seen],
-        bn_mean=prey.norm.mean[:seen],
-        bn_var=prey.norm.var[:seen],
-        w1=layers[0]["kernel"][:seen],
-        b1=first,
-        w2=layers[1]["kernel"],
-        b2=layers[1]["bias"],
-        w3=layers[2]["kernel"],
-        b3=layers[2]["bias"],
-    )
+    arrays = {
+        "bn_scale": norm["scale"][:seen],
+        "bn_bias": norm["bias"][:seen],
+        "bn_mean": prey.norm.mean[:seen],
+        "bn_var": prey.norm.var[:seen],
+        "w1": layers[0]["kernel"][:seen],
+        "b1": first,
+        "w2": layers[1]["kernel"],
+        "b2": layers[1]["bias"],
+        "w3": layers[2]["kernel"],
+        "b3": layers[2]["bias"],
+    }
+    with replacing(pathlib.Path(path)) as file:
+        np.savez(file, **arrays)
