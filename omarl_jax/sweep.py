@@ -313,8 +313,8 @@ def _layout(path: pathlib.Path, runs: Sequence[Run]) -> Layout:
         raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
     if layout.devices > jax.device_count():
         raise UserError(
-            f"These runs began on {layout.devices} devices and here are {jax.device_count()}; "
-            f"delete '{path.parent}' to start them again."
+            f"These runs began on {layout.devices} devices and here are {jax.device_count()} (on a CPU, "
+            f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
         )
     return layout
 

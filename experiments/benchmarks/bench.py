@@ -2,7 +2,8 @@
 
     make bench            (or: python experiments/benchmarks/bench.py --out results/bench.json)
 
-Compile time stands apart. A machine that is busy with something else measures nothing: the load is printed, and each
+Compile time stands apart. `make` makes every core of a CPU a device of its own (JAX_NUM_CPU_DEVICES), over which the
+runs of a program spread; PyTorch has all cores, or one if that is faster. A machine that is busy with something else measures nothing: the load is printed, and each
 number is the best of several repeats, ours and the baselines' taken in turn.
 """
 
@@ -46,9 +47,11 @@ def main(
         repeats: measurements of each thing, of which the best counts.
         seeds: numbers of runs in one program.
     """
-    console.print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; backend {jax.default_backend()}")
+    devices = f"{jax.device_count()} devices ({jax.default_backend()})"
+    console.print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {devices}")
     results = environment_record() | {
         "cores": os.cpu_count(),
+        "devices": jax.device_count(),
         "load": os.getloadavg()[0],
         "omar": omar_updates(seconds, repeats, seeds),
         "environments": environment_steps(seconds, repeats),
