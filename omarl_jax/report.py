@@ -224,7 +224,7 @@ def write_report(runs: Sequence[Run], out_dir: Path, still_running: Sequence[Pat
     for name, figure in figures.items():
         figure.savefig(paths[name], dpi=150)
     paths |= {"table.md": out_dir / "table.md", "table.csv": out_dir / "table.csv", "report": out_dir / "report.html"}
-    paths["table.md"].write_text(_markdown(rows), encoding="utf-8")
+    paths["table.md"].write_text(_markdown(runs, rows), encoding="utf-8")
     _write_csv(rows, paths["table.csv"])
     paths["report"].write_text(_page(runs, rows, paths, still_running), encoding="utf-8")
     return paths
@@ -367,13 +367,13 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     parts = []
     for task, of_task in _grouped(rows, lambda row: row.task).items():
         texts = [_texts(row) for row in of_task]
         lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(cells.values()) for cells in texts)]
         parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join([*parts, *_footnotes(rows)]) + "\n"
+    return "\n\n".join([*parts, *_footnotes(rows), *_sources(runs, rows)]) + "\n"
 
 
 def _write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -583,6 +583,7 @@ def _sources(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
         for run in runs
         if run.reference is not None
     )
+    dates = sorted({str(run.record.get("date")) for run in runs})
     devices = dict.fromkeys(str(run.record.get("device")) for run in runs)
     versions = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items()) for run in runs
@@ -590,7 +591,8 @@ def _sources(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     return [
         *(f"Paper: {source}." for source in papers),
         *(f"Reference returns of {reference}." for reference in references),
-        f"Device: {'; '.join(devices)}. Versions: {'; '.join(versions)}.",
+        f"Trained on: {'; '.join(devices)}. Finished: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.",
+        f"Versions: {'; '.join(versions)}.",
     ]
 
 

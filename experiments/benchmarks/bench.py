@@ -3,8 +3,9 @@
     make bench            (or: python experiments/benchmarks/bench.py --out results/bench.json)
 
 Compile time stands apart. `make` makes every core of a CPU a device of its own (JAX_NUM_CPU_DEVICES), over which the
-runs of a program spread; PyTorch has all cores, or one if that is faster. A machine that is busy with something else measures nothing: the load is printed, and each
-number is the best of several repeats, ours and the baselines' taken in turn.
+runs of a program spread; PyTorch has all cores, or one if that is faster. A machine that is busy with something else
+measures nothing: the load is printed, and each number is the best of several repeats, ours and the baselines' taken in
+turn.
 """
 
 import json
