@@ -102,6 +102,18 @@ def test_gradients_of_a_critic_are_its_slopes(
     np.testing.assert_allclose(found, slope, rtol=1e-3)
 
 
+@pytest.mark.parametrize("action_dim", [2, 12])
+@pytest.mark.parametrize("way", [networks._second_gradient, networks._second_gradient_on_cpu])
+def test_both_ways_to_the_second_gradient(way: Any, action_dim: int) -> None:
+    """Only one of them is what the gradients above go through on this machine."""
+    rng = np.random.default_rng(0)
+    shapes = ((9, O), (4, 9, action_dim), (O, 8), (action_dim, 8), (4, 9, 5))
+    obs, actions, w_obs, w_actions, d = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    x = np.maximum(obs @ w_obs + actions @ w_actions, 0)
+    found = way(obs, actions, w_obs, w_actions, d)
+    np.testing.assert_allclose(found, np.einsum("kbh,kbj->hj", x, d), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["dataset", "none"])
 def test_candidates_are_judged_one_by_one(kind: networks.InputNorm) -> None:
     critic, params = critics(kind)
