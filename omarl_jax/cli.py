@@ -253,12 +253,11 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
     from omarl_jax.export import load_policy
     from omarl_jax.sweep import make_grid
 
-    # A quarter of the published rounds, so that two CPU cores need minutes.
     block = {
         "tasks": ["particle/spread"],
         "datasets": ["medium-replay"],
         "algorithms": ["omar", "cql", "bc"],
-        "rounds": 500,
+        "hyperparameters": {"batch_size": [256]},  # a quarter of the published one, so that two CPU cores need minutes
     }
     grid = make_grid({"seeds": list(range(seeds)), "evaluations": 10, "episodes": 64, "block": [block]})
     code = _sweep(grid, out, None)
