@@ -146,8 +146,8 @@ def test_methods_that_need_more_than_transitions_are_refused(needs):
 def test_matd3_learns_a_trivial_task():
     settings = online.OnlineSettings(n_envs=8, capacity=2_000, warmup=160)
     overrides = {"hidden": (8,), "batch_size": 64, "exploration_noise": 0.2, "input_norm": "none"}
-    snapshots = behaviour.train(Clocks(), "matd3", overrides, seed=0, rounds=200, every=100, settings=settings)
-    assert [snapshot["round"] for snapshot in snapshots] == [0, 100, 200]
+    snapshots = behaviour.train(Clocks(), "matd3", overrides, seed=0, rounds=400, every=200, settings=settings)
+    assert [snapshot["round"] for snapshot in snapshots] == [0, 200, 400]
     untrained, _, trained = (snapshot["returns"] for snapshot in snapshots)
     assert untrained < 1
     assert trained > 2.9  # of 3
