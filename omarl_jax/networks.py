@@ -14,6 +14,7 @@ Inputs can be normalised in three ways (`input_norm` of a config):
 The running statistics depend on the inputs alone, so they are a value of their own (`Norm`) beside the parameters.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -46,9 +47,13 @@ class Norm(NamedTuple):
         """The statistics of one agent (or critic)."""
         return Norm(self.mean[agent], self.var[agent])
 
-    def viewed(self, view: Callable[[chex.Array], chex.Array]) -> "Norm":
-        """(N, O) statistics rearranged as `view` rearranges a batch of observations, (B, N, O) -> (G, B, …)."""
-        return Norm(view(self.mean[None])[:, 0], view(self.var[None])[:, 0])
+    def of_critics(self, view: Callable[[chex.Array], chex.Array], action_dim: int) -> "Norm":
+        """What normalises the inputs of critics, which see the observations, (B, N, O) -> (G, B, O'), and actions of a
+        `view`: (N, O) -> (G, O' + A'). Actions have mean 0 and variance 1.
+        """
+        actions = jnp.zeros((1, self.mean.shape[0], action_dim))
+        mean = jnp.concatenate([view(self.mean[None]), view(actions)], axis=-1)
+        return Norm(mean[:, 0], jnp.concatenate([view(self.var[None]), view(actions + 1.0)], axis=-1)[:, 0])
 
 
 class Policy(NamedTuple):
@@ -97,17 +102,13 @@ class _Dense(nn.Module):
         return x @ kernel + self.param("bias", torch_kernel(inputs), (self.features,))
 
 
-def _statistics(x: chex.Array) -> Norm:
-    """Mean and variance over all axes but the last."""
-    axes = tuple(range(x.ndim - 1))
-    return Norm(x.mean(axis=axes), x.var(axis=axes))
-
-
-def _standardised(x: chex.Array, norm: Norm | None) -> chex.Array:
-    """(x - mean) / std, with the statistics of x itself if none are given."""
-    if norm is None:
-        norm = _statistics(x)
-    return (x - norm.mean) * jax.lax.rsqrt(norm.var + _EPSILON)
+def statistics(norm: Norm | None, *inputs: chex.Array) -> Norm:
+    """The given statistics, or if there are none, those of the inputs themselves, each over all axes but its last."""
+    if norm is not None:
+        return norm
+    axes = [tuple(range(x.ndim - 1)) for x in inputs]
+    mean = jnp.concatenate([x.mean(axis=axis) for x, axis in zip(inputs, axes, strict=True)])
+    return Norm(mean, jnp.concatenate([x.var(axis=axis) for x, axis in zip(inputs, axes, strict=True)]))
 
 
 class _Normalise(nn.Module):
@@ -117,7 +118,8 @@ class _Normalise(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, norm: Norm | None) -> chex.Array:
-        x = _standardised(x, norm)
+        norm = statistics(norm, x)
+        x = (x - norm.mean) * jax.lax.rsqrt(norm.var + _EPSILON)
         if self.affine:
             x = x * self.param("scale", nn.initializers.ones, x.shape[-1:])
             x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
@@ -158,103 +160,28 @@ class _Critic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: chex.Array, actions: chex.Array, norm: Norm | None, heads: int | None = None) -> chex.Array:
-        obs = _standardised(obs, norm)
+        norm = statistics(norm, obs, actions)
         n_obs, inputs = obs.shape[-1], obs.shape[-1] + actions.shape[-1]
-        w_0 = self.param("w_0", torch_kernel(inputs), (self.n, inputs, self.hidden[0]))
-        b_0 = self.param("b_0", torch_kernel(inputs), (self.n, self.hidden[0]))
         layers = []
-        for i, (width, outputs) in enumerate(zip(self.hidden, (*self.hidden[1:], 1), strict=True), start=1):
+        for i, (width, outputs) in enumerate(itertools.pairwise((inputs, *self.hidden, 1))):
             w = self.param(f"w_{i}", torch_kernel(width), (self.n, width, outputs))
             layers.append((w, self.param(f"b_{i}", torch_kernel(width), (self.n, outputs))))
+        # The inputs are normalised by the weights, because there may be many candidate actions for each observation.
+        scale = jax.lax.rsqrt(norm.var + _EPSILON)
+        shift = -norm.mean * scale
         if self.input_norm == "batch":
-            scale = self.param("scale", nn.initializers.ones, (inputs,))
-            shift = self.param("shift", nn.initializers.zeros, (inputs,))
-            # What normalises the many actions goes into the weights, and so do the scale and shift of all inputs.
-            statistics = _statistics(actions)
-            scale = scale * jnp.append(jnp.ones(n_obs), jax.lax.rsqrt(statistics.var + _EPSILON))
-            shift = shift - scale * jnp.append(jnp.zeros(n_obs), statistics.mean)
-            w_0, b_0 = jnp.diag(scale) @ w_0, b_0 + shift @ w_0
-        # The bias is the weight of one more observation, which is always 1.
-        first = (jnp.concatenate([w_0[:, :n_obs], b_0[:, None]], axis=1), w_0[:, n_obs:])
-        obs = jnp.concatenate([obs, jnp.ones((*obs.shape[:-1], 1))], axis=-1)
+            affine = self.param("scale", nn.initializers.ones, (inputs,))
+            scale, shift = affine * scale, affine * shift + self.param("shift", nn.initializers.zeros, (inputs,))
 
-        def value(actions: chex.Array, first: Any, layers: Any) -> chex.Array:
-            *middle, (w_last, b_last) = layers
-            x = _two_layers(obs, actions, *first, *middle[0]) if middle else _first_layer(obs, actions, *first)
-            for w, b in middle[1:]:
-                x = nn.relu(x @ w + b)
-            return (x @ w_last + b_last)[..., 0]
+        def value(layers: Any) -> chex.Array:
+            (w, b), *rest = layers
+            b, w = b + shift @ w, scale[:, None] * w
+            x = (obs @ w[:n_obs] + b + actions @ w[n_obs:]).reshape(-1, self.hidden[0])
+            for w, b in rest:
+                x = nn.relu(x) @ w + b
+            return x.reshape(actions.shape[:-1])
 
-        # Were the actions shared, their products' gradients would be joined over the networks, by a slow transposition.
-        each = jnp.broadcast_to(actions, (heads or self.n, *actions.shape))
-        return jax.vmap(value)(each, *jax.tree.map(lambda x: x[:heads], (first, layers)))
-
-
-def _first_layer(obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array) -> chex.Array:
-    """relu([o, a] W): (B, O), (…, B, A), (O, H), (A, H) -> (…, B, H). What observations add is computed once."""
-    if w_actions.shape[0] > _FEW_ACTIONS:
-        return nn.relu(obs @ w_obs + actions @ w_actions)
-    return nn.relu(obs @ w_obs + sum(actions[..., i : i + 1] * w_actions[i] for i in range(w_actions.shape[0])))
-
-
-@jax.custom_vjp
-def _two_layers(
-    obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array, w: chex.Array, b: chex.Array
-) -> chex.Array:
-    """relu(x w + b), where x is the first layer: …, (H, J), (J,) -> (…, B, J).
-
-    Most of training is spent in here. The gradient is written out so that the first layer, which is quick to compute
-    but K times as large as the batch, is computed again instead of being kept.
-    """
-    return nn.relu(_first_layer(obs, actions, w_obs, w_actions) @ w + b)
-
-
-def _two_layers_forward(*inputs: chex.Array) -> tuple[chex.Array, Any]:
-    y = _two_layers(*inputs)
-    return y, (inputs, y)
-
-
-def _two_layers_backward(kept: Any, dy: chex.Array) -> tuple[chex.Array, ...]:
-    (obs, actions, w_obs, w_actions, w, _), y = kept
-    d = jnp.where(y > 0, dy, 0.0)  # (…, B, J)
-    dw = jax.lax.platform_dependent(
-        obs, actions, w_obs, w_actions, d, cpu=_second_gradient_on_cpu, default=_second_gradient
-    )
-    x = _first_layer(obs, actions, w_obs, w_actions)
-    dx = jnp.where(x > 0, (_rows(d) @ w.T).reshape(x.shape), 0.0)  # (…, B, H)
-    of_batch = dx.reshape(-1, *dx.shape[-2:]).sum(axis=0)  # (B, H)
-    d_actions, dw_actions = dx @ w_actions.T, _rows(actions).T @ _rows(dx)
-    return of_batch @ w_obs.T, d_actions, obs.T @ of_batch, dw_actions, dw, _rows(d).sum(axis=0)
-
-
-def _second_gradient(
-    obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array, d: chex.Array
-) -> chex.Array:
-    """xᵀ d, the gradient of w: …, (…, B, J) -> (H, J)."""
-    return _rows(_first_layer(obs, actions, w_obs, w_actions)).T @ _rows(d)
-
-
-def _second_gradient_on_cpu(
-    obs: chex.Array, actions: chex.Array, w_obs: chex.Array, w_actions: chex.Array, d: chex.Array
-) -> chex.Array:
-    """The same, where transposing x would take longer than multiplying it: xᵀ is computed as such, bit by bit."""
-    from_obs = w_obs.T @ obs.T  # (H, B)
-    total = jnp.zeros((w_obs.shape[1], d.shape[-1]))
-    for a, part in zip(actions.reshape(-1, *actions.shape[-2:]), d.reshape(-1, *d.shape[-2:]), strict=True):
-        if w_actions.shape[0] > _FEW_ACTIONS:
-            from_actions = w_actions.T @ a.T
-        else:
-            from_actions = sum(w_actions[i][:, None] * a[:, i] for i in range(w_actions.shape[0]))
-        total += nn.relu(from_obs + from_actions) @ part
-    return total
-
-
-def _rows(x: chex.Array) -> chex.Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-_two_layers.defvjp(_two_layers_forward, _two_layers_backward)
-_FEW_ACTIONS = 8  # up to here multiplying out is faster than a matrix product
+        return jax.vmap(value)(jax.tree.map(lambda x: x[:heads], layers))
 
 
 class Network(NamedTuple):
@@ -294,9 +221,10 @@ def gaussian_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNo
 def critic(hidden: tuple[int, ...], input_norm: InputNorm, n: int = 2) -> Network:
     """apply(params, obs (B, O), actions (…, B, A), norm, heads=None) -> values (heads, …, B) of n networks.
 
-    The actions may be many candidates for each observation, whose share of the first layer is computed only once. With
-    `heads`, only the first of the n networks are computed. All n share one input normalisation, as published
-    (`DoubleMLPNetwork`).
+    The actions may be many candidates for each observation, whose share of the first layer is computed only once.
+    `norm`, (O + A,), normalises both; None asks for the statistics of these very inputs, and those of a part of a batch
+    are not those of the batch. With `heads`, only the first of the n networks are computed. All n share one input
+    normalisation, as published (`DoubleMLPNetwork`).
     """
     return network(_Critic(hidden, input_norm, n))
 

@@ -108,7 +108,7 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
         norm = networks.initial_norm(config.input_norm, stats)
         obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
         policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], norm.viewed(view).of(0))
+        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], None)
         return State(
             policy=Policy(policies, norm),
             critic=critics,
@@ -120,7 +120,7 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
         norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.viewed(view)
+        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
 
         # --- target ---
         next_actions = jax.vmap(policy.apply, out_axes=1)(state.target_policy, seen(batch.next_obs, n), norm)
@@ -135,24 +135,33 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
             around = tuple(view(act_on(state.policy.params, seen(x, n), norm)) for x in (batch.obs, batch.next_obs))
 
         def critic_loss(
-            params: Any, obs: Any, actions: Any, norm: Any, target: Any, around: Any, key: Any
+            params: Any, obs: Any, actions: Any, target: Any, sampled: Any, norms: Any
         ) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norm)  # (2, B)
-            q_sampled = []  # of (2, K, B), less the log density
-            for sampled, log_density in cql_actions(key, actions, around, config):
-                q_sampled.append(critic.apply(params, obs, sampled, norm) - log_density)
+            q = critic.apply(params, obs, actions, norms[0])  # (2, B)
+            q_sampled = [  # (2, K, B) each, less the log density
+                critic.apply(params, obs, candidates, norm) - log_density
+                for (candidates, log_density), norm in zip(sampled, norms[1:], strict=True)
+            ]
             td_loss = jnp.square(q - target).mean(axis=1).sum()
             penalty = jax.vmap(conservative_penalty)(jnp.concatenate(q_sampled, axis=1), q).sum()
             metrics = {"critic_loss": td_loss, "cql_penalty": penalty, "q": q.mean()}
             return td_loss + config.cql_alpha * penalty, metrics
 
-        critics, critic_optimiser, critic_metrics = jax.vmap(minimise(critic_loss, optimiser))(
+        def critic_step(
+            params: Any, optimiser_state: Any, obs: Any, actions: Any, target: Any, norm: Any, around: Any, key: Any
+        ) -> tuple[Any, Any, Metrics]:
+            sampled = cql_actions(key, actions, around, config)
+            norms = [networks.statistics(norm, obs, x) for x in (actions, *(candidates for candidates, _ in sampled))]
+            step = minimise(critic_loss, optimiser, batch_axes=(0, 0, 0, 1, None))
+            return step(params, optimiser_state, obs, actions, target, sampled, norms)
+
+        critics, critic_optimiser, critic_metrics = jax.vmap(critic_step)(
             state.critic,
             state.critic_optimiser,
             view(batch.obs),
             view(batch.actions),
-            critic_norm,
             target,
+            critic_norm,
             around,
             jax.random.split(key, groups),
         )

@@ -104,7 +104,7 @@ def icq(config: Config, spec: TaskSpec) -> Algorithm:
         norm = networks.initial_norm(config.input_norm, stats)
         obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
         policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], norm.viewed(view).of(0))
+        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], None)
         return State(
             policy=Policy(policies, norm),
             critic=critics,
@@ -115,7 +115,7 @@ def icq(config: Config, spec: TaskSpec) -> Algorithm:
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
         norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.viewed(view)
+        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
 
         def values(critics: Any, obs: chex.Array, actions: chex.Array) -> chex.Array:  # (B, N, …) -> (G, B)
             return jax.vmap(critic.apply)(critics, view(obs), view(actions), critic_norm).min(axis=1)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from optax.microbatching import AccumulationType
 
 from omarl_jax import networks
 from omarl_jax.algorithms.formulas import (
@@ -31,6 +32,7 @@ from omarl_jax.algorithms.formulas import (
     clipped_adam,
     conservative_penalty,
     cql_actions,
+    in_blocks,
     minimise,
     require,
     require_not_negative,
@@ -130,7 +132,7 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
         norm = networks.initial_norm(config.input_norm, stats)
         obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
         policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], norm.viewed(view).of(0))
+        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], None)
         return State(
             policy=Policy(policies, norm),
             critic=critics,
@@ -143,7 +145,7 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
         cql_key, search_key = jax.random.split(key)
         norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.viewed(view)
+        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
 
         # --- target ---
         next_actions = jax.vmap(policy.apply, out_axes=1)(state.target_policy, seen(batch.next_obs, n), norm)
@@ -158,24 +160,33 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
             around = tuple(view(act_on(state.policy.params, seen(x, n), norm)) for x in (batch.obs, batch.next_obs))
 
         def critic_loss(
-            params: Any, obs: Any, actions: Any, norm: Any, target: Any, around: Any, key: Any
+            params: Any, obs: Any, actions: Any, target: Any, sampled: Any, norms: Any
         ) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norm)  # (2, B)
-            q_sampled = []  # of (2, K, B), less the log density
-            for sampled, log_density in cql_actions(key, actions, around, config):
-                q_sampled.append(critic.apply(params, obs, sampled, norm) - log_density)
+            q = critic.apply(params, obs, actions, norms[0])  # (2, B)
+            q_sampled = [  # (2, K, B) each, less the log density
+                critic.apply(params, obs, candidates, norm) - log_density
+                for (candidates, log_density), norm in zip(sampled, norms[1:], strict=True)
+            ]
             td_loss = jnp.square(q - target).mean(axis=1).sum()
             penalty = jax.vmap(conservative_penalty)(jnp.concatenate(q_sampled, axis=1), q).sum()
             metrics = {"critic_loss": td_loss, "cql_penalty": penalty, "q": q.mean()}
             return td_loss + config.cql_alpha * penalty, metrics
 
-        critics, critic_optimiser, critic_metrics = jax.vmap(minimise(critic_loss, optimiser))(
+        def critic_step(
+            params: Any, optimiser_state: Any, obs: Any, actions: Any, target: Any, norm: Any, around: Any, key: Any
+        ) -> tuple[Any, Any, Metrics]:
+            sampled = cql_actions(key, actions, around, config)
+            norms = [networks.statistics(norm, obs, x) for x in (actions, *(candidates for candidates, _ in sampled))]
+            step = minimise(critic_loss, optimiser, batch_axes=(0, 0, 0, 1, None))
+            return step(params, optimiser_state, obs, actions, target, sampled, norms)
+
+        critics, critic_optimiser, critic_metrics = jax.vmap(critic_step)(
             state.critic,
             state.critic_optimiser,
             view(batch.obs),
             view(batch.actions),
-            critic_norm,
             target,
+            critic_norm,
             around,
             jax.random.split(cql_key, groups),
         )
@@ -186,13 +197,20 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
         ) -> tuple[chex.Array, Metrics]:
             critic_params, critic_obs, critic_norm = judge
 
-            def q(actions: chex.Array) -> chex.Array:  # (…, B, A) -> (…, B)
-                judged = with_own(actions, batch.actions, agent, config.centralised)
-                return critic.apply(critic_params, critic_obs, judged, critic_norm, heads=1)[0]
+            def judged(actions: chex.Array) -> chex.Array:
+                return with_own(actions, batch.actions, agent, config.centralised)
+
+            def q(params: Any, obs: chex.Array, candidates: chex.Array, norm: Any) -> chex.Array:  # (B, K)
+                return critic.apply(params, obs, candidates, norm, heads=1)[0].T
+
+            def values(candidates: chex.Array) -> chex.Array:  # (K, B, A) -> (K, B)
+                norm = networks.statistics(critic_norm, critic_obs, judged(candidates))
+                blocks = in_blocks(q, (None, 0, 1, None), AccumulationType.CONCAT)
+                return blocks(critic_params, critic_obs, judged(candidates), norm).T
 
             own = policy.apply(params, obs, norm)  # (B, A)
-            value = q(own)
-            found, found_value = search(q, key, own.shape, config)
+            value = critic.apply(critic_params, critic_obs, judged(own), critic_norm, heads=1)[0]
+            found, found_value = search(values, key, own.shape, config)
             best = jnp.where((found_value > value)[:, None], found, own)
             imitation = jnp.square(own - jax.lax.stop_gradient(best)).mean()
             loss = config.omar_coef * imitation - (1.0 - config.omar_coef) * value.mean()

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import A, N, batch
+from optax.microbatching import AccumulationType
+from problems import STATS, A, N, batch, jit, make
 
 from omarl_jax.algorithms import cql, formulas
 
@@ -13,6 +14,39 @@ def test_bootstraps_unless_terminal() -> None:
     next_value = jnp.array([10.0, 10.0])
     y = formulas.bootstrapped(jnp.array([1.0, 2.0]), jnp.array([False, True]), next_value, jnp.float32(0.9))
     np.testing.assert_allclose(y, [10.0, 2.0])
+
+
+@pytest.mark.parametrize("rows", [32, 80, 9])
+def test_blocks_of_a_batch_are_joined_to_the_whole(rows: int) -> None:
+    """Wherever the axis of the batch is; 9 rows cannot be divided."""
+    weights = jnp.arange(1.0, 5.0)
+    x, y = jax.random.normal(jax.random.key(0), (rows, 4)), jax.random.normal(jax.random.key(1), (3, rows))
+    seen = []
+
+    def products(weights: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        seen.append(x.shape[0])
+        return y.T * (x @ weights)[:, None]
+
+    each = jax.jit(formulas.in_blocks(products, (None, 0, 1), AccumulationType.CONCAT))(weights, x, y)
+    np.testing.assert_allclose(each, y.T * (x @ weights)[:, None], rtol=1e-5)
+    assert min(seen) == {32: 32, 80: 16, 9: 9}[rows]
+    mean = formulas.in_blocks(lambda *inputs: products(*inputs).mean(axis=0), (None, 0, 1), AccumulationType.MEAN)
+    np.testing.assert_allclose(mean(weights, x, y), products(weights, x, y).mean(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cql", "omar"])
+@pytest.mark.parametrize("input_norm", ["batch", "none"])
+def test_blocks_change_no_update(name: str, input_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch normalisation too uses the statistics of the whole batch."""
+    config, method = make(name, input_norm=input_norm, policy_samples=True)
+    state = method.init(jax.random.key(0), STATS)
+    whole, blocks = [], []
+    for states, size in ((whole, 64), (blocks, 16)):
+        monkeypatch.setattr(formulas, "_BLOCK", size)
+        update = jit(lambda *inputs: method.update(*inputs))
+        states += jax.tree.leaves(update(state, batch(0, config.batch_size), jax.random.key(1)))
+    for one, other in zip(whole, blocks, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_softmax_weights_are_relative_and_sum_to_the_batch() -> None:

@@ -13,11 +13,12 @@ from omarl_jax.networks import Norm
 from omarl_jax.types import Stats
 
 UNIT = Norm(jnp.zeros(O), jnp.ones(O))
+UNIT_OF_CRITICS = Norm(jnp.zeros(O + A), jnp.ones(O + A))
 
 
 def critics(kind: networks.InputNorm, n: int = 2, hidden: tuple[int, ...] = (16, 8)) -> tuple[networks.Network, Any]:
     critic = networks.critic(hidden, kind, n)
-    return critic, critic.init(jax.random.key(0), N, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT)
+    return critic, critic.init(jax.random.key(0), N, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT_OF_CRITICS)
 
 
 def uniform_within(x: jax.Array, bound: float) -> None:
@@ -41,7 +42,7 @@ def test_layers_of_a_policy_start_as_in_pytorch() -> None:
 def test_layers_of_a_critic_start_as_in_pytorch() -> None:
     """The first layer's inputs are observation and action together."""
     critic = networks.critic((64, 100), "none")
-    params = critic.init(jax.random.key(0), 200, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT)
+    params = critic.init(jax.random.key(0), 200, jnp.zeros((1, O)), jnp.zeros((1, A)), UNIT_OF_CRITICS)
     bounds = {"w_0": O + A, "b_0": O + A, "w_1": 64, "b_1": 64, "w_2": 100, "b_2": 100}
     assert params.keys() == bounds.keys()
     for name, inputs in bounds.items():
@@ -70,7 +71,7 @@ def test_critic_in_numpy(kind: networks.InputNorm, leading: tuple[int, ...]) -> 
     critic, params = critics(kind)
     obs, actions = jax.random.normal(jax.random.key(1), (9, O)), jax.random.normal(jax.random.key(2), (*leading, 9, A))
     expected = np_critic(float64(of(params, 1)), np.asarray(obs), np.asarray(actions))
-    values = critic.apply(of(params, 1), obs, actions, networks.training_norm(kind, UNIT))
+    values = critic.apply(of(params, 1), obs, actions, networks.training_norm(kind, UNIT_OF_CRITICS))
     assert values.shape == (2, *leading, 9)
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
 
@@ -86,7 +87,7 @@ def test_gradients_of_a_critic_are_its_slopes(
     critic = networks.critic(hidden, "batch")
     rng = np.random.default_rng(0)
     obs, actions, weights = (rng.normal(size=shape) for shape in ((9, O), (*leading, 9, action_dim), (2, *leading, 9)))
-    params = of(critic.init(jax.random.key(0), 1, jnp.zeros((1, O)), jnp.zeros((1, action_dim)), UNIT), 0)
+    params = of(critic.init(jax.random.key(0), 1, jnp.zeros((1, O)), jnp.zeros((1, action_dim)), None), 0)
     point = (float64(params), obs, actions)
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
 
@@ -102,22 +103,10 @@ def test_gradients_of_a_critic_are_its_slopes(
     np.testing.assert_allclose(found, slope, rtol=1e-3)
 
 
-@pytest.mark.parametrize("action_dim", [2, 12])
-@pytest.mark.parametrize("way", [networks._second_gradient, networks._second_gradient_on_cpu])
-def test_both_ways_to_the_second_gradient(way: Any, action_dim: int) -> None:
-    """Only one of them is what the gradients above go through on this machine."""
-    rng = np.random.default_rng(0)
-    shapes = ((9, O), (4, 9, action_dim), (O, 8), (action_dim, 8), (4, 9, 5))
-    obs, actions, w_obs, w_actions, d = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    x = np.maximum(obs @ w_obs + actions @ w_actions, 0)
-    found = way(obs, actions, w_obs, w_actions, d)
-    np.testing.assert_allclose(found, np.einsum("kbh,kbj->hj", x, d), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["dataset", "none"])
 def test_candidates_are_judged_one_by_one(kind: networks.InputNorm) -> None:
     critic, params = critics(kind)
-    norm = Norm(jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 5.0, 6.0]))
+    norm = Norm(jnp.array([1.0, 2.0, 3.0, 0.0, 0.0]), jnp.array([4.0, 5.0, 6.0, 1.0, 1.0]))
     obs, actions = jax.random.normal(jax.random.key(1), (9, O)), jax.random.normal(jax.random.key(2), (4, 9, A))
     together = critic.apply(of(params, 0), obs, actions, norm)
     apart = jnp.stack([critic.apply(of(params, 0), obs, candidate, norm) for candidate in actions], axis=1)
@@ -180,11 +169,15 @@ def test_without_normalisation_inputs_are_what_they_are() -> None:
     np.testing.assert_allclose(policy.apply(params, obs, norm.of(0)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_are_seen_as_observations_are() -> None:
+def test_statistics_of_critics() -> None:
+    """Observations in the order that critics see them, then the actions, as they are."""
     norm = Norm(jnp.arange(6.0).reshape(N, O), jnp.arange(6.0, 12.0).reshape(N, O))
-    viewed = norm.viewed(lambda x: x.reshape(1, x.shape[0], -1))
-    np.testing.assert_array_equal(viewed.mean, [[0, 1, 2, 3, 4, 5]])
-    np.testing.assert_array_equal(viewed.var, [[6, 7, 8, 9, 10, 11]])
+    alone = norm.of_critics(lambda x: x.swapaxes(0, 1), A)
+    np.testing.assert_array_equal(alone.mean, [[0, 1, 2, 0, 0], [3, 4, 5, 0, 0]])
+    np.testing.assert_array_equal(alone.var, [[6, 7, 8, 1, 1], [9, 10, 11, 1, 1]])
+    joint = norm.of_critics(lambda x: x.reshape(1, x.shape[0], -1), A)
+    np.testing.assert_array_equal(joint.mean, [[0, 1, 2, 3, 4, 5, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(joint.var, [[6, 7, 8, 9, 10, 11, 1, 1, 1, 1]])
 
 
 def test_initial_statistics() -> None:

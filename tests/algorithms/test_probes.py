@@ -96,7 +96,7 @@ class Learned:
         norm = networks.training_norm(kind, state.policy.norm)
         critic = networks.critic(self.config.hidden, kind, heads)
         obs, actions = view(DATA[problem].obs), view(DATA[problem].actions)
-        return np.asarray(jax.vmap(critic.apply)(state.critic, obs, actions, norm and norm.viewed(view)))
+        return np.asarray(jax.vmap(critic.apply)(state.critic, obs, actions, norm and norm.of_critics(view, A)))
 
 
 def setups(name: str) -> list[Any]:
