@@ -11,8 +11,6 @@ turn.
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +20,7 @@ import jax.numpy as jnp
 import naive_env
 import numpy_particle
 import tyro
+from jax.sharding import PartitionSpec
 from omarl_envs.base import MultiAgentEnv
 from rich.console import Console
 from rich.table import Table
@@ -147,55 +146,54 @@ _EPISODE_STEPS = _EPISODES * 25 * N_ENVS
 
 
 def _episodes(env: MultiAgentEnv) -> Callable[[int], Any]:
-    """A compiled function that plays some episodes in all environments and uses up everything they show."""
-    shape = (N_ENVS, env.task_spec.n_agents, env.task_spec.action_dim)
+    """A compiled function that plays some episodes in all environments and uses up everything they show.
+
+    The environments are divided among the devices. The environment is the last axis of the random actions, because on
+    CPUs random numbers in arrays with a short last axis take six times as long.
+    """
+    devices = jax.device_count()
+    n, shape = N_ENVS // devices, (env.task_spec.action_dim, env.task_spec.n_agents, N_ENVS // devices)
 
     def step(carry: tuple[Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
         state, total = carry
-        state, timestep = jax.vmap(env.step)(state, jax.random.uniform(key, shape, minval=-1.0))
+        state, timestep = jax.vmap(env.step)(state, jax.random.uniform(key, shape, minval=-1.0).T)
         view = timestep.observation.agents_view
         return (state, total + view.sum(axis=(1, 2)) + timestep.reward.sum(axis=1)), None
 
     def episode(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         reset_key, key = jax.random.split(key)
-        state, _ = jax.vmap(env.reset)(jax.random.split(reset_key, N_ENVS))
+        state, _ = jax.vmap(env.reset)(jax.random.split(reset_key, n))
         (_, total), _ = jax.lax.scan(step, (state, total), jax.random.split(key, env.task_spec.episode_length))
         return total, None
 
-    @jax.jit
-    def play(seed: int) -> jax.Array:
-        keys = jax.random.split(jax.random.key(seed), _EPISODES)
-        return jax.lax.scan(episode, jnp.zeros(N_ENVS), keys)[0]
+    def play(seed: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("environments"))
+        return jax.lax.scan(episode, jnp.zeros(n), jax.random.split(key, _EPISODES))[0]
 
-    return lambda seed: play(seed).block_until_ready()
+    mesh = jax.make_mesh((devices,), ("environments",))
+    everywhere = PartitionSpec("environments")
+    compiled = jax.jit(jax.shard_map(play, mesh=mesh, in_specs=PartitionSpec(), out_specs=everywhere, check_vma=False))
+    return lambda seed: compiled(seed).block_until_ready()
 
 
 def memory() -> dict[str, float]:
-    """Peak memory of a process that trains 20 seeds of BC on a million transitions, in copies of the data."""
-    script = """
-import resource, jax, numpy as np
-from omarl_jax import algorithms, load_dataset
-from omarl_jax.training import Trainer
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-dataset = load_dataset("particle/spread", "random", size=100_000)
-method = algorithms.find("bc")
-config = method.configure(dataset.spec, {})
-def run(rows):
-    grown = dataset.__class__(dataset.spec, jax.tree.map(lambda x: np.concatenate([x] * rows), dataset.rows), {})
-    trainer = Trainer(method, [config] * 20, range(20), [grown], [0] * 20, None)
-    trainer.advance(2)
-    return sum(x.nbytes for x in jax.tree.leaves(grown.rows)) / 2**20
-run(1)
-before = peak()
-size = run(10)
-print(before, peak(), size)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    before, after, size = map(float, done.stdout.split())
-    # The script itself holds the data once in NumPy, so what the device adds is one copy less.
-    copies = (after - before) / size - 1.0
-    console.print(f"1 M transitions, 20 seeds: data {size:.0f} MB, on the device {copies:.1f} copies of it at the peak")
-    return {"data_megabytes": size, "device_copies_at_peak": copies}
+    """What the program that trains 20 seeds of OMAR on a million transitions needs on each device, as XLA plans it."""
+    dataset = load_dataset("particle/spread", "random")
+    method = algorithms.find("omar")
+    trainer = Trainer(method, [method.configure(dataset.spec, {})] * 20, range(20), [dataset], [0] * 20, None)
+    program, inputs = trainer.chunk(10)
+    planned = jax.jit(program).lower(*inputs).compile().memory_analysis()
+    sizes = {
+        "data": sum(column.nbytes for column in jax.tree.leaves(dataset.rows)),
+        "arguments": planned.argument_size_in_bytes,
+        "results": planned.output_size_in_bytes,
+        "temporary": planned.temp_size_in_bytes,
+    }
+    megabytes = {name: size / 2**20 for name, size in sizes.items()}
+    total = megabytes["arguments"] + megabytes["results"] + megabytes["temporary"]
+    parts = ", ".join(f"{name} {size:.0f}" for name, size in megabytes.items())
+    console.print(f"20 seeds on 1 M transitions, MB on each device: {parts}: {total / megabytes['data']:.2f} x the data")
+    return megabytes
 
 
 def _rate(work: Callable[[], Any], seconds: float) -> float:
