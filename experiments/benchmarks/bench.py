@@ -192,7 +192,7 @@ def memory() -> dict[str, float]:
     megabytes = {name: size / 2**20 for name, size in sizes.items()}
     total = megabytes["arguments"] + megabytes["results"] + megabytes["temporary"]
     parts = ", ".join(f"{name} {size:.0f}" for name, size in megabytes.items())
-    console.print(f"20 seeds on 1 M transitions, MB on each device: {parts}: {total / megabytes['data']:.2f} x the data")
+    console.print(f"20 seeds on 1 M transitions, MB a device: {parts}: {total / megabytes['data']:.2f} x the data")
     return megabytes
 
 
