@@ -172,13 +172,13 @@ def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = 
         runs: a folder with runs in it, at any depth.
         out: folder to write to; by default RUNS/report.
     """
-    from omarl_jax import report
+    from omarl_jax import report, results
 
-    finished = report.load_runs(runs)
+    finished = results.load_runs(runs)
     if not finished:
         raise UserError(f"There are no finished runs in '{runs}'.")
-    paths = report.write_report(finished, out or runs / "report", report.unfinished(runs))
-    report.print_table(report.table(finished), _console)
+    paths = report.write_report(finished, out or runs / "report", results.unfinished(runs))
+    report.print_table(results.table(finished), _console)
     for name, path in paths.items():
         _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
 
@@ -406,6 +406,7 @@ def _train(algorithm: str, arguments: Sequence[str]) -> int:
 
 def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
     from omarl_jax import report as reports
+    from omarl_jax import results
     from omarl_jax import sweep as sweeps
 
     grouped = sweeps.packs(grid.runs)
@@ -434,11 +435,11 @@ def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
 
         failed = sweeps.sweep(grid, out, tell, wandb)
     names = {run.name for run in grid.runs}
-    there = reports.load_runs(out / "runs") if (out / "runs").is_dir() else []
+    there = results.load_runs(out / "runs") if (out / "runs").is_dir() else []
     finished = [run for run in there if run.folder.name in names]
     if finished:
         paths = reports.write_report(finished, out / "report")
-        reports.print_table(reports.table(finished), _console)
+        reports.print_table(results.table(finished), _console)
         for name, path in paths.items():
             _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
     for name, reason in failed.items():

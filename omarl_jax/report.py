@@ -1,201 +1,42 @@
-"""From finished runs to tables and pictures that can be trusted.
-
-The headline of a run is its last policy, never its best one: to pick that by its returns is to look at the answer.
-"""
+"""Tables, pictures and a page from the results of runs."""
 
 import base64
 import csv
-import dataclasses
 import functools
 import html
 import itertools
 import json
-import logging
 import re
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from omarl_envs.spec import ScoreReference
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from omarl_jax import plotting, published, statistics
+from omarl_jax import plotting, statistics
 from omarl_jax.errors import UserError
+from omarl_jax.results import CVAR_LEVEL, SATURATED, Row, Run, data_mean, grouped, order, table
 
-CVAR_LEVEL = 0.1
-SATURATED = 0.9
 BASELINES = ("bc", "cql")
-_QUALITIES = ("random", "medium-replay", "medium", "medium-expert", "expert")
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
 _SATURATED = f"§ no result: more than {100 * SATURATED:g} % of a policy's actions are at their bounds (saturation)."
 _RAW = "‡ raw returns, since no reference returns are known to normalise with."
 _NOTHING = "\u2013"  # an en dash, where there is no number
-_T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One finished run, as its folder tells it.
-
-    Attributes:
-        folder: where it lies.
-        algorithm: the method, or its variant where `config.json` names one (`omar_cem`).
-        task, dataset, seed, data_seed, rounds, config, config_hash, data: as in `config.json`.
-        reference: returns to normalise with, or None.
-        evaluations: (E,) rounds after which the policy was evaluated.
-        returns: (E, episodes) raw returns.
-        final_returns: (episodes,) raw returns of the last policy.
-        final_metrics: name -> (episodes,) task metrics of the last policy.
-        record: `run.json`: status, versions, device, seconds …
-        saturation: share of actions at their bounds in the last chunk of training, or None where it was not logged.
-        failure: why the run counts for nothing, or None.
-    """
-
-    folder: Path
-    algorithm: str
-    task: str
-    dataset: str
-    seed: int
-    data_seed: int
-    rounds: int
-    config: dict[str, Any]
-    config_hash: str
-    data: dict[str, Any]
-    reference: ScoreReference | None
-    evaluations: np.ndarray
-    returns: np.ndarray
-    final_returns: np.ndarray
-    final_metrics: dict[str, np.ndarray]
-    record: dict[str, Any]
-    saturation: float | None
-    failure: str | None
-
-    def scores(self, returns: np.ndarray) -> np.ndarray:
-        """Normalised scores of raw returns, or the returns themselves where no reference is known."""
-        return returns if self.reference is None else self.reference.normalise(returns)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The runs of one method with one config on one dataset. Diverged runs are counted, and otherwise left out.
-
-    Attributes:
-        task, dataset, algorithm, config_hash: what the runs have in common.
-        differs: hyperparameters in which this row differs from others of the same task, dataset and algorithm.
-        runs: the runs that did not diverge.
-        started: the number of runs, with those that diverged.
-        normalised: whether numbers are scores or, without a reference, raw returns.
-        finals: (runs,) mean over episodes of the last policy of each run.
-        best: the best mean over episodes that each run reached during training, averaged over runs.
-        cvar: mean of the lowest 10 % of the episodes of the last policy of each run, averaged over runs.
-        interval: 95 % bootstrap interval of the IQM.
-        paper: what was published, or None.
-        data_mean: mean of the data, or None where unknown.
-        comparable: whether the data are those of the paper, or made the same way.
-        metrics: task metrics of the last policies, averaged over episodes and runs.
-        saturation: that of the most saturated run, or None.
-    """
-
-    task: str
-    dataset: str
-    algorithm: str
-    config_hash: str
-    differs: dict[str, Any]
-    runs: list[Run]
-    started: int
-    normalised: bool
-    finals: np.ndarray
-    best: float
-    cvar: float
-    interval: statistics.Interval
-    paper: published.Published | None
-    data_mean: float | None
-    comparable: bool
-    metrics: dict[str, float]
-    saturation: float | None
-
-    @property
-    def saturated(self) -> bool:
-        """Whether a policy sits in the corners of its actions, where it cannot learn: then the row is no result."""
-        return self.saturation is not None and self.saturation > SATURATED
-
-    @property
-    def method(self) -> str:
-        """The algorithm, with the hyperparameters that tell it from others in the same cell."""
-        if not self.differs:
-            return self.algorithm
-        return f"{self.algorithm} ({', '.join(f'{key}={_brief(value)}' for key, value in self.differs.items())})"
-
-    @property
-    def mean(self) -> float:
-        """The mean of the last policies over runs; NaN without runs."""
-        return float(self.finals.mean()) if self.runs else np.nan
-
-    @property
-    def sd(self) -> float:
-        """The sample standard deviation over runs; NaN of fewer than two."""
-        return float(self.finals.std(ddof=1)) if len(self.runs) > 1 else np.nan
-
-    @property
-    def iqm(self) -> float:
-        """The interquartile mean over runs; NaN without runs."""
-        return float(statistics.iqm({self.task: self.finals})) if self.runs else np.nan
-
-
-def load_runs(folder: Path) -> list[Run]:
-    """Reads all finished runs in a folder and below; those that are not finished are left out with a warning."""
-    if missing := unfinished(folder):
-        names = ", ".join(str(run.relative_to(folder)) for run in missing)
-        logging.getLogger(__name__).warning("Left out %d unfinished runs: %s", len(missing), names)
-    return [_read(path) for path in _run_folders(folder) if (path / "DONE").exists()]
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """The folders of the runs in a folder and below that are still going on, or were stopped."""
-    return [path for path in _run_folders(folder) if not (path / "DONE").exists()]
-
-
-def table(runs: Sequence[Run]) -> list[Row]:
-    """Groups runs by task, dataset, algorithm and config, and sums each group up.
-
-    Raises:
-        UserError: two folders hold the same run.
-    """
-    # Runs that trained for another number of rounds are another method, whatever their config says.
-    groups = _grouped(runs, lambda run: (run.task, run.dataset, run.algorithm, run.config_hash, run.rounds))
-    cells = _grouped(groups.values(), lambda group: (group[0].task, group[0].dataset, group[0].algorithm))
-    rows = []
-    for cell in cells.values():
-        settings = [{"rounds": group[0].rounds, **group[0].config} for group in cell]
-        if any(
-            one == other for one, other in itertools.combinations(settings, 2)
-        ):  # then only the hash tells them apart
-            settings = [
-                setting | {"hash": group[0].config_hash[:8]} for group, setting in zip(cell, settings, strict=True)
-            ]
-        keys = list(dict.fromkeys(itertools.chain.from_iterable(settings)))
-        differing = [key for key in keys if any(other.get(key) != settings[0].get(key) for other in settings)]
-        rows += [
-            _row(group, {key: setting.get(key) for key in differing})
-            for group, setting in zip(cell, settings, strict=True)
-        ]
-    return sorted(rows, key=_order)
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
     """Prints one table per task, with the footnotes it needs."""
-    for task, of_task in _grouped(rows, lambda row: row.task).items():
+    for task, of_task in grouped(rows, lambda row: row.task).items():
         texts = [_texts(row) for row in of_task]
         printed = Table(title=task, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in texts[0]:
             printed.add_column(name, overflow="fold")  # in a narrow terminal too, rows stay distinguishable
-        for dataset in _grouped(zip(of_task, texts, strict=True), lambda pair: pair[0].dataset).values():
+        for dataset in grouped(zip(of_task, texts, strict=True), lambda pair: pair[0].dataset).values():
             for _, cells in dataset:
                 printed.add_row(*map(Text, cells.values()))  # as it is: brackets in it are not markup
             printed.add_section()
@@ -228,107 +69,6 @@ def write_report(runs: Sequence[Run], out_dir: Path, still_running: Sequence[Pat
     _write_csv(rows, paths["table.csv"])
     paths["report"].write_text(_page(runs, rows, paths, still_running), encoding="utf-8")
     return paths
-
-
-def _run_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"There is no folder '{folder}'.")
-    return sorted(config.parent for config in folder.rglob("config.json"))
-
-
-def _read(folder: Path) -> Run:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        # Opened here, because NumPy leaves a damaged archive open.
-        with (folder / "evaluations.npz").open("rb") as file, np.load(file) as archive:
-            arrays = dict(archive)
-        return Run(
-            folder=folder,
-            algorithm=config.get("variant") or config["algorithm"],
-            **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
-            **{name: config[name] for name in ("config", "config_hash", "data")},
-            reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
-            evaluations=arrays["rounds"],
-            returns=arrays["returns"],
-            final_returns=arrays["final_returns"],
-            final_metrics={
-                name.removeprefix("final_"): values
-                for name, values in arrays.items()
-                if name.startswith("final_") and name != "final_returns"
-            },
-            record=record,
-            saturation=_last_metrics(folder / "metrics.jsonl").get("saturation"),
-            failure=_failure(record, arrays),
-        )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"The run in '{folder}' cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _last_metrics(path: Path) -> dict[str, Any]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
-
-
-def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str | None:
-    if record["status"] == "diverged":
-        return f"diverged at round {record['diverged_at']}: {record.get('reason') or 'no reason given'}"
-    if arrays["final_returns"].size == 0:
-        return "the last policy was not evaluated"
-    if not all(np.isfinite(arrays[name]).all() for name in ("returns", "final_returns")):
-        return "returns are not finite"
-    return None
-
-
-def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
-    first = group[0]
-    for same in _grouped(group, lambda run: (run.seed, run.data_seed)).values():
-        if len(same) > 1:
-            raise UserError(f"The same run lies in '{same[0].folder}' and in '{same[1].folder}': leave one out.")
-    runs = [run for run in group if run.failure is None]
-    normalised = all(run.reference is not None for run in group)
-    comparable = all(run.data.get("comparable", False) for run in group)
-
-    def unit(run: Run, returns: np.ndarray) -> np.ndarray:
-        return run.scores(returns) if normalised else returns
-
-    finals = np.array([unit(run, run.final_returns).mean() for run in runs])
-    best = [unit(run, run.returns).mean(axis=1).max() for run in runs if run.returns.size]
-    lowest = [unit(run, statistics.cvar(run.final_returns, CVAR_LEVEL)) for run in runs]
-    saturations = [run.saturation for run in runs if run.saturation is not None]
-    metrics = [name for name in first.final_metrics if runs and all(name in run.final_metrics for run in runs)]
-    return Row(
-        task=first.task,
-        dataset=first.dataset,
-        algorithm=first.algorithm,
-        config_hash=first.config_hash[:8],
-        differs=differs,
-        runs=runs,
-        started=len(group),
-        normalised=normalised,
-        finals=finals,
-        best=_mean(best),
-        cvar=_mean(lowest),
-        interval=_iqm_interval(finals),
-        paper=published.lookup(first.task, first.dataset, first.algorithm) if normalised else None,
-        data_mean=_data_mean(group, "mean_score" if normalised else "mean_return"),
-        comparable=comparable,
-        metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
-        saturation=max(saturations, default=None),
-    )
-
-
-def _data_mean(runs: Sequence[Run], name: str) -> float | None:
-    """The mean over different datasets; runs that share one do not make it count more."""
-    datasets = {run.data.get("hash"): run.data.get(name) for run in runs}
-    known = [value for value in datasets.values() if value is not None]
-    return _mean(known) if known else None
-
-
-def _iqm_interval(finals: np.ndarray) -> statistics.Interval:
-    if finals.size == 0:
-        return statistics.Interval(np.array(np.nan), np.array(np.nan))
-    return statistics.bootstrap_interval(statistics.iqm, {"": finals})
 
 
 def _texts(row: Row) -> dict[str, str]:
@@ -369,7 +109,7 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
 
 def _markdown(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     parts = []
-    for task, of_task in _grouped(rows, lambda row: row.task).items():
+    for task, of_task in grouped(rows, lambda row: row.task).items():
         texts = [_texts(row) for row in of_task]
         lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(cells.values()) for cells in texts)]
         parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
@@ -415,18 +155,18 @@ def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
     rows = [row for row in rows if row.runs]
     methods = _methods(rows)
     figures = {}
-    for task, of_task in _grouped(rows, lambda row: row.task).items():
-        panels = [_panel(cell) for cell in _grouped(of_task, lambda row: row.dataset).values()]
+    for task, of_task in grouped(rows, lambda row: row.task).items():
+        panels = [_panel(cell) for cell in grouped(of_task, lambda row: row.dataset).values()]
         unit = "score" if all(row.normalised for row in of_task) else "return"
         label = f"{unit}, mean and 95 % interval"
         figures[_file_name("curves", task)] = plotting.learning_curves(panels, methods, label)
-    for (task, dataset), cell in _grouped(rows, lambda row: (row.task, row.dataset)).items():
+    for (task, dataset), cell in grouped(rows, lambda row: (row.task, row.dataset)).items():
         figures[_file_name("returns", task, dataset)] = plotting.returns_histogram(
             {row.method: np.concatenate([run.final_returns for run in row.runs]) for row in cell},
             methods,
             f"return of an episode, {task} {dataset}",
             CVAR_LEVEL,
-            _data_mean([run for row in cell for run in row.runs], "mean_return"),
+            data_mean([run for row in cell for run in row.runs], "mean_return"),
         )
     if profiles := _shared_scores(rows):
         figures["profiles"] = plotting.performance_profiles(profiles, methods)
@@ -445,7 +185,7 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
     levels: dict[str, tuple[float, str | None]] = {}
     if (data_mean := cell[0].data_mean) is not None:
         levels["data"] = data_mean, None
-    for algorithm, of_algorithm in _grouped(cell, lambda row: row.algorithm).items():
+    for algorithm, of_algorithm in grouped(cell, lambda row: row.algorithm).items():
         if (paper := of_algorithm[0].paper) is not None:
             levels[f"{algorithm}, paper"] = paper.mean, of_algorithm[0].method if len(of_algorithm) == 1 else None
     title = cell[0].dataset if all(row.comparable for row in cell) else f"{cell[0].dataset} (not the paper's data)"
@@ -453,7 +193,7 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
 
 
 def _methods(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: (row.algorithm, _order(row)))))
+    return list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: (row.algorithm, order(row)))))
 
 
 def _finals(rows: Iterable[Row], method: str) -> dict[str, np.ndarray]:
@@ -528,7 +268,7 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], paths: Mapping[str, Path], s
     failed = [run for run in runs if run.failure is not None]
     parts = [f"<p>{_summary(runs, len(failed), len(still_running))}</p>"]
     parts += [f'<p class="notes">{html.escape(note)}</p>' for note in _footnotes(rows)]
-    for task, of_task in _grouped(rows, lambda row: row.task).items():
+    for task, of_task in grouped(rows, lambda row: row.task).items():
         parts.append(f"<h2>{html.escape(task)}</h2>")
         parts.append(_html_table([_texts(row) for row in of_task], by="dataset"))
         if (curves := paths.get(_file_name("curves", task))) is not None:
@@ -625,31 +365,8 @@ def _picture(path: Path, description: str) -> str:
     return f'<p><img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}"></p>'
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    """Tasks and methods by name, datasets by quality, grids by value."""
-    quality = _QUALITIES.index(row.dataset) if row.dataset in _QUALITIES else len(_QUALITIES)
-    grid = [(0, value, "") if isinstance(value, int | float) else (1, 0, str(value)) for value in row.differs.values()]
-    return row.task, quality, row.dataset, row.algorithm, grid, row.config_hash
-
-
 def _file_name(*parts: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
-
-
-def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
-    """Key -> items, both in the order in which they come."""
-    groups: dict[Any, list[_T]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def _mean(values: Sequence[Any]) -> float:
-    return float(np.mean(values)) if len(values) else np.nan
-
-
-def _brief(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: Any) -> str:

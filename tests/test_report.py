@@ -15,7 +15,8 @@ from rich.console import Console
 
 from omarl_jax import plotting
 from omarl_jax.errors import UserError
-from omarl_jax.report import Row, load_runs, print_table, table, unfinished, write_report
+from omarl_jax.report import print_table, write_report
+from omarl_jax.results import Row, load_runs, table, unfinished
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
 TEN = np.arange(10.0)  # mean 4.5, lowest tenth 0

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from omarl_jax import UserError, report
+from omarl_jax import UserError, results
 from omarl_jax.sweep import packs, read_grid
 
 GRID = """
@@ -102,7 +102,7 @@ def test_a_killed_sweep_ends_with_the_same_numbers(grid, tmp_path):
                 for key in a.files:
                     np.testing.assert_array_equal(a[key], b[key])
         assert lines(one) == lines(two)
-    assert len(report.load_runs(killed / "runs")) == 4
+    assert len(results.load_runs(killed / "runs")) == 4
 
 
 def lines(folder: pathlib.Path) -> list[dict]:

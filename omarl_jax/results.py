@@ -1,0 +1,294 @@
+"""What finished runs say: their folders read, and summed up in rows, one for each method on a dataset.
+
+The headline of a run is its last policy, never its best one: to pick that by its returns is to look at the answer.
+"""
+
+import dataclasses
+import itertools
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from omarl_envs.spec import ScoreReference
+
+from omarl_jax import published, statistics
+from omarl_jax.errors import UserError
+
+CVAR_LEVEL = 0.1
+SATURATED = 0.9
+_QUALITIES = ("random", "medium-replay", "medium", "medium-expert", "expert")
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run, as its folder tells it.
+
+    Attributes:
+        folder: where it lies.
+        algorithm: the method, or its variant where `config.json` names one (`omar_cem`).
+        task, dataset, seed, data_seed, rounds, config, config_hash, data: as in `config.json`.
+        reference: returns to normalise with, or None.
+        evaluations: (E,) rounds after which the policy was evaluated.
+        returns: (E, episodes) raw returns.
+        final_returns: (episodes,) raw returns of the last policy.
+        final_metrics: name -> (episodes,) task metrics of the last policy.
+        record: `run.json`: status, versions, device, seconds …
+        saturation: share of actions at their bounds in the last chunk of training, or None where it was not logged.
+        failure: why the run counts for nothing, or None.
+    """
+
+    folder: Path
+    algorithm: str
+    task: str
+    dataset: str
+    seed: int
+    data_seed: int
+    rounds: int
+    config: dict[str, Any]
+    config_hash: str
+    data: dict[str, Any]
+    reference: ScoreReference | None
+    evaluations: np.ndarray
+    returns: np.ndarray
+    final_returns: np.ndarray
+    final_metrics: dict[str, np.ndarray]
+    record: dict[str, Any]
+    saturation: float | None
+    failure: str | None
+
+    def scores(self, returns: np.ndarray) -> np.ndarray:
+        """Normalised scores of raw returns, or the returns themselves where no reference is known."""
+        return returns if self.reference is None else self.reference.normalise(returns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The runs of one method with one config on one dataset. Diverged runs are counted, and otherwise left out.
+
+    Attributes:
+        task, dataset, algorithm, config_hash: what the runs have in common.
+        differs: hyperparameters in which this row differs from others of the same task, dataset and algorithm.
+        runs: the runs that did not diverge.
+        started: the number of runs, with those that diverged.
+        normalised: whether numbers are scores or, without a reference, raw returns.
+        finals: (runs,) mean over episodes of the last policy of each run.
+        best: the best mean over episodes that each run reached during training, averaged over runs.
+        cvar: mean of the lowest 10 % of the episodes of the last policy of each run, averaged over runs.
+        interval: 95 % bootstrap interval of the IQM.
+        paper: what was published, or None.
+        data_mean: mean of the data, or None where unknown.
+        comparable: whether the data are those of the paper, or made the same way.
+        metrics: task metrics of the last policies, averaged over episodes and runs.
+        saturation: that of the most saturated run, or None.
+    """
+
+    task: str
+    dataset: str
+    algorithm: str
+    config_hash: str
+    differs: dict[str, Any]
+    runs: list[Run]
+    started: int
+    normalised: bool
+    finals: np.ndarray
+    best: float
+    cvar: float
+    interval: statistics.Interval
+    paper: published.Published | None
+    data_mean: float | None
+    comparable: bool
+    metrics: dict[str, float]
+    saturation: float | None
+
+    @property
+    def saturated(self) -> bool:
+        """Whether a policy sits in the corners of its actions, where it cannot learn: then the row is no result."""
+        return self.saturation is not None and self.saturation > SATURATED
+
+    @property
+    def method(self) -> str:
+        """The algorithm, with the hyperparameters that tell it from others in the same cell."""
+        if not self.differs:
+            return self.algorithm
+        return f"{self.algorithm} ({', '.join(f'{key}={_brief(value)}' for key, value in self.differs.items())})"
+
+    @property
+    def mean(self) -> float:
+        """The mean of the last policies over runs; NaN without runs."""
+        return float(self.finals.mean()) if self.runs else np.nan
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over runs; NaN of fewer than two."""
+        return float(self.finals.std(ddof=1)) if len(self.runs) > 1 else np.nan
+
+    @property
+    def iqm(self) -> float:
+        """The interquartile mean over runs; NaN without runs."""
+        return float(statistics.iqm({self.task: self.finals})) if self.runs else np.nan
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Reads all finished runs in a folder and below; those that are not finished are left out with a warning."""
+    if missing := unfinished(folder):
+        names = ", ".join(str(run.relative_to(folder)) for run in missing)
+        logging.getLogger(__name__).warning("Left out %d unfinished runs: %s", len(missing), names)
+    return [_read(path) for path in _run_folders(folder) if (path / "DONE").exists()]
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The folders of the runs in a folder and below that are still going on, or were stopped."""
+    return [path for path in _run_folders(folder) if not (path / "DONE").exists()]
+
+
+def table(runs: Sequence[Run]) -> list[Row]:
+    """Groups runs by task, dataset, algorithm and config, and sums each group up.
+
+    Raises:
+        UserError: two folders hold the same run.
+    """
+    # Runs that trained for another number of rounds are another method, whatever their config says.
+    groups = grouped(runs, lambda run: (run.task, run.dataset, run.algorithm, run.config_hash, run.rounds))
+    cells = grouped(groups.values(), lambda group: (group[0].task, group[0].dataset, group[0].algorithm))
+    rows = []
+    for cell in cells.values():
+        settings = [{"rounds": group[0].rounds, **group[0].config} for group in cell]
+        if any(one == other for one, other in itertools.combinations(settings, 2)):
+            hashes = [{"hash": group[0].config_hash[:8]} for group in cell]  # nothing else tells them apart
+            settings = [setting | name for setting, name in zip(settings, hashes, strict=True)]
+        keys = list(dict.fromkeys(itertools.chain.from_iterable(settings)))
+        differing = [key for key in keys if any(other.get(key) != settings[0].get(key) for other in settings)]
+        rows += [
+            _row(group, {key: setting.get(key) for key in differing})
+            for group, setting in zip(cell, settings, strict=True)
+        ]
+    return sorted(rows, key=order)
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{folder}'.")
+    return sorted(config.parent for config in folder.rglob("config.json"))
+
+
+def _read(folder: Path) -> Run:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        # Opened here, because NumPy leaves a damaged archive open.
+        with (folder / "evaluations.npz").open("rb") as file, np.load(file) as archive:
+            arrays = dict(archive)
+        return Run(
+            folder=folder,
+            algorithm=config.get("variant") or config["algorithm"],
+            **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
+            **{name: config[name] for name in ("config", "config_hash", "data")},
+            reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
+            evaluations=arrays["rounds"],
+            returns=arrays["returns"],
+            final_returns=arrays["final_returns"],
+            final_metrics={
+                name.removeprefix("final_"): values
+                for name, values in arrays.items()
+                if name.startswith("final_") and name != "final_returns"
+            },
+            record=record,
+            saturation=_last_metrics(folder / "metrics.jsonl").get("saturation"),
+            failure=_failure(record, arrays),
+        )
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"The run in '{folder}' cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else {}
+
+
+def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str | None:
+    if record["status"] == "diverged":
+        return f"diverged at round {record['diverged_at']}: {record.get('reason') or 'no reason given'}"
+    if arrays["final_returns"].size == 0:
+        return "the last policy was not evaluated"
+    if not all(np.isfinite(arrays[name]).all() for name in ("returns", "final_returns")):
+        return "returns are not finite"
+    return None
+
+
+def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
+    first = group[0]
+    for same in grouped(group, lambda run: (run.seed, run.data_seed)).values():
+        if len(same) > 1:
+            raise UserError(f"The same run lies in '{same[0].folder}' and in '{same[1].folder}': leave one out.")
+    runs = [run for run in group if run.failure is None]
+    normalised = all(run.reference is not None for run in group)
+    comparable = all(run.data.get("comparable", False) for run in group)
+
+    def unit(run: Run, returns: np.ndarray) -> np.ndarray:
+        return run.scores(returns) if normalised else returns
+
+    finals = np.array([unit(run, run.final_returns).mean() for run in runs])
+    best = [unit(run, run.returns).mean(axis=1).max() for run in runs if run.returns.size]
+    lowest = [unit(run, statistics.cvar(run.final_returns, CVAR_LEVEL)) for run in runs]
+    saturations = [run.saturation for run in runs if run.saturation is not None]
+    metrics = [name for name in first.final_metrics if runs and all(name in run.final_metrics for run in runs)]
+    return Row(
+        task=first.task,
+        dataset=first.dataset,
+        algorithm=first.algorithm,
+        config_hash=first.config_hash[:8],
+        differs=differs,
+        runs=runs,
+        started=len(group),
+        normalised=normalised,
+        finals=finals,
+        best=_mean(best),
+        cvar=_mean(lowest),
+        interval=_iqm_interval(finals),
+        paper=published.lookup(first.task, first.dataset, first.algorithm) if normalised else None,
+        data_mean=data_mean(group, "mean_score" if normalised else "mean_return"),
+        comparable=comparable,
+        metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
+        saturation=max(saturations, default=None),
+    )
+
+
+def data_mean(runs: Sequence[Run], name: str) -> float | None:
+    """The mean over different datasets; runs that share one do not make it count more."""
+    datasets = {run.data.get("hash"): run.data.get(name) for run in runs}
+    known = [value for value in datasets.values() if value is not None]
+    return _mean(known) if known else None
+
+
+def _iqm_interval(finals: np.ndarray) -> statistics.Interval:
+    if finals.size == 0:
+        return statistics.Interval(np.array(np.nan), np.array(np.nan))
+    return statistics.bootstrap_interval(statistics.iqm, {"": finals})
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """Tasks and methods by name, datasets by quality, grids by value."""
+    quality = _QUALITIES.index(row.dataset) if row.dataset in _QUALITIES else len(_QUALITIES)
+    grid = [(0, value, "") if isinstance(value, int | float) else (1, 0, str(value)) for value in row.differs.values()]
+    return row.task, quality, row.dataset, row.algorithm, grid, row.config_hash
+
+
+def grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
+    """Key -> items, both in the order in which they come."""
+    groups: dict[Any, list[_T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def _brief(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
