@@ -14,11 +14,13 @@ with the other agents' actions from the data (Shao et al. 2023, `MATD3CC`, but o
 no noise on target actions).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from omarl_jax import networks
 from omarl_jax.algorithms.formulas import (
@@ -36,7 +38,7 @@ from omarl_jax.algorithms.formulas import (
     validate_actor_critic,
     with_own,
 )
-from omarl_jax.networks import InputNorm, Policy
+from omarl_jax.networks import InputNorm, Network, Policy
 from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
 
 
@@ -134,28 +136,7 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
             act_on = jax.vmap(policy.apply, (0, 0, 0), 1)
             around = tuple(view(act_on(state.policy.params, seen(x, n), norm)) for x in (batch.obs, batch.next_obs))
 
-        def critic_loss(
-            params: Any, obs: Any, actions: Any, target: Any, sampled: Any, norms: Any
-        ) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norms[0])  # (2, B)
-            q_sampled = [  # (2, K, B) each, less the log density
-                critic.apply(params, obs, candidates, norm) - log_density
-                for (candidates, log_density), norm in zip(sampled, norms[1:], strict=True)
-            ]
-            td_loss = jnp.square(q - target).mean(axis=1).sum()
-            penalty = jax.vmap(conservative_penalty)(jnp.concatenate(q_sampled, axis=1), q).sum()
-            metrics = {"critic_loss": td_loss, "cql_penalty": penalty, "q": q.mean()}
-            return td_loss + config.cql_alpha * penalty, metrics
-
-        def critic_step(
-            params: Any, optimiser_state: Any, obs: Any, actions: Any, target: Any, norm: Any, around: Any, key: Any
-        ) -> tuple[Any, Any, Metrics]:
-            sampled = cql_actions(key, actions, around, config)
-            norms = [networks.statistics(norm, obs, x) for x in (actions, *(candidates for candidates, _ in sampled))]
-            step = minimise(critic_loss, optimiser, batch_axes=(0, 0, 0, 1, None))
-            return step(params, optimiser_state, obs, actions, target, sampled, norms)
-
-        critics, critic_optimiser, critic_metrics = jax.vmap(critic_step)(
+        critics, critic_optimiser, critic_metrics = jax.vmap(conservative_step(critic, optimiser, config))(
             state.critic,
             state.critic_optimiser,
             view(batch.obs),
@@ -198,3 +179,39 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
         return jax.vmap(policy.apply)(policies.params, obs, policies.norm), carry
 
     return Algorithm(init, update, act, Needs(config.batch_size))
+
+
+def conservative_step(critic: Network, optimiser: optax.GradientTransformation, config: Any) -> Callable[..., Any]:
+    """One gradient step of a critic on L_Q.
+
+    Args:
+        critic: the double critic.
+        optimiser: how to step.
+        config: with `cql_alpha`, and what `cql_actions` needs.
+
+    Returns:
+        a function (params, optimiser state, obs (B, O), actions (B, A), target (B,), norm, around, key) -> params,
+        optimiser state, metrics, where `around` is as in `cql_actions`.
+    """
+
+    def loss(params: Any, obs: Any, actions: Any, target: Any, sampled: Any, norms: Any) -> tuple[chex.Array, Metrics]:
+        q = critic.apply(params, obs, actions, norms[0])  # (2, B)
+        q_sampled = [  # (2, K, B) each, less the log density
+            critic.apply(params, obs, candidates, norm) - log_density
+            for (candidates, log_density), norm in zip(sampled, norms[1:], strict=True)
+        ]
+        td_loss = jnp.square(q - target).mean(axis=1).sum()
+        penalty = jax.vmap(conservative_penalty)(jnp.concatenate(q_sampled, axis=1), q).sum()
+        metrics = {"critic_loss": td_loss, "cql_penalty": penalty, "q": q.mean()}
+        return td_loss + config.cql_alpha * penalty, metrics
+
+    def step(
+        params: Any, optimiser_state: Any, obs: Any, actions: Any, target: Any, norm: Any, around: Any, key: Any
+    ) -> tuple[Any, Any, Metrics]:
+        sampled = cql_actions(key, actions, around, config)
+        # The statistics are those of the whole batch, the gradient is taken block by block.
+        norms = [networks.statistics(norm, obs, x) for x in (actions, *(candidates for candidates, _ in sampled))]
+        minimised = minimise(loss, optimiser, batch_axes=(0, 0, 0, 1, None))
+        return minimised(params, optimiser_state, obs, actions, target, sampled, norms)
+
+    return step

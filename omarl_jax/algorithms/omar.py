@@ -27,11 +27,10 @@ import jax.numpy as jnp
 from optax.microbatching import AccumulationType
 
 from omarl_jax import networks
+from omarl_jax.algorithms.cql import conservative_step
 from omarl_jax.algorithms.formulas import (
     bootstrapped,
     clipped_adam,
-    conservative_penalty,
-    cql_actions,
     in_blocks,
     minimise,
     require,
@@ -159,28 +158,7 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
             act_on = jax.vmap(policy.apply, (0, 0, 0), 1)
             around = tuple(view(act_on(state.policy.params, seen(x, n), norm)) for x in (batch.obs, batch.next_obs))
 
-        def critic_loss(
-            params: Any, obs: Any, actions: Any, target: Any, sampled: Any, norms: Any
-        ) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norms[0])  # (2, B)
-            q_sampled = [  # (2, K, B) each, less the log density
-                critic.apply(params, obs, candidates, norm) - log_density
-                for (candidates, log_density), norm in zip(sampled, norms[1:], strict=True)
-            ]
-            td_loss = jnp.square(q - target).mean(axis=1).sum()
-            penalty = jax.vmap(conservative_penalty)(jnp.concatenate(q_sampled, axis=1), q).sum()
-            metrics = {"critic_loss": td_loss, "cql_penalty": penalty, "q": q.mean()}
-            return td_loss + config.cql_alpha * penalty, metrics
-
-        def critic_step(
-            params: Any, optimiser_state: Any, obs: Any, actions: Any, target: Any, norm: Any, around: Any, key: Any
-        ) -> tuple[Any, Any, Metrics]:
-            sampled = cql_actions(key, actions, around, config)
-            norms = [networks.statistics(norm, obs, x) for x in (actions, *(candidates for candidates, _ in sampled))]
-            step = minimise(critic_loss, optimiser, batch_axes=(0, 0, 0, 1, None))
-            return step(params, optimiser_state, obs, actions, target, sampled, norms)
-
-        critics, critic_optimiser, critic_metrics = jax.vmap(critic_step)(
+        critics, critic_optimiser, critic_metrics = jax.vmap(conservative_step(critic, optimiser, config))(
             state.critic,
             state.critic_optimiser,
             view(batch.obs),
