@@ -153,6 +153,21 @@ class _GaussianPolicy(nn.Module):
         return mean, jnp.clip(log_std, -5.0, 2.0)
 
 
+class _ActionValues(nn.Module):
+    hidden: tuple[int, ...]
+    n_actions: int
+    input_norm: InputNorm
+    atoms: int
+
+    @nn.compact
+    def __call__(self, obs: chex.Array, norm: Norm | None) -> chex.Array:
+        x = _Normalise(affine=self.input_norm == "batch")(obs, norm)
+        for width in self.hidden:
+            x = nn.relu(_Dense(width)(x))
+        x = _Dense(self.atoms * self.n_actions)(x)
+        return x.reshape(*x.shape[:-1], self.atoms, self.n_actions)
+
+
 class _Critic(nn.Module):
     hidden: tuple[int, ...]
     input_norm: InputNorm
@@ -227,6 +242,11 @@ def critic(hidden: tuple[int, ...], input_norm: InputNorm, n: int = 2) -> Networ
     normalisation, as published (`DoubleMLPNetwork`).
     """
     return network(_Critic(hidden, input_norm, n))
+
+
+def action_values(spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNorm, atoms: int) -> Network:
+    """apply(params, obs (…, O), norm) -> values (…, atoms, A) of discrete actions."""
+    return network(_ActionValues(hidden, spec.action_dim, input_norm, atoms))
 
 
 def tanh_gaussian_log_prob(mean: chex.Array, log_std: chex.Array, actions: chex.Array) -> chex.Array:

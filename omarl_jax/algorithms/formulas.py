@@ -124,6 +124,31 @@ def softmax_weights(values: chex.Array, temperature: chex.Array) -> chex.Array:
     return values.shape[0] * jax.nn.softmax(values / temperature)
 
 
+def quantile_huber(
+    atoms: chex.Array, targets: chex.Array, fractions: chex.Array, kappa: chex.Array, of_targets: bool = False
+) -> chex.Array:
+    """Σ_j mean_j' |τ_j - 1{δ_jj' < 0}| H_κ(δ_jj') / κ, δ_jj' = y_j' - θ_j (Dabney et al. 2018, eq. 10).
+
+    Args:
+        atoms: θ, (…, Q).
+        targets: y, (…, Q').
+        fractions: τ, (Q,).
+        kappa: where the loss turns from squares to lines.
+        of_targets: a known mistake: the fractions belong to the targets, and Q' = Q.
+
+    Returns:
+        (…,).
+    """
+    delta = targets[..., None, :] - atoms[..., :, None]  # (…, Q, Q')
+    weights = jnp.abs((fractions if of_targets else fractions[:, None]) - (delta < 0))
+    return (weights * optax.losses.huber_loss(delta, delta=kappa) / kappa).mean(axis=-1).sum(axis=-1)
+
+
+def legal(values: chex.Array, mask: chex.Array | None) -> chex.Array:
+    """Values of actions, (…, A), those of illegal ones the least there is; no mask: all are legal."""
+    return values if mask is None else jnp.where(mask, values, jnp.finfo(values.dtype).min)
+
+
 def conservative_penalty(q_sampled: chex.Array, q_data: chex.Array) -> chex.Array:
     """CQL's penalty, the mean of log Σ_k exp(Q(o, u_k) - log p(u_k)) - Q(o, a) (Kumar et al. 2020, eq. 4).
 
@@ -169,9 +194,9 @@ def saturation(actions: chex.Array) -> chex.Array:
     return jnp.mean(jnp.abs(actions) > 0.99)
 
 
-def validate_learner(name: str, config: Any, spec: TaskSpec) -> None:
-    """The checks that every method for continuous actions shares."""
-    require_kind(name, "continuous", spec)
+def validate_learner(name: str, config: Any, spec: TaskSpec, kind: str = "continuous") -> None:
+    """The checks that every method shares; `kind` is that of the actions."""
+    require_kind(name, kind, spec)
     for field in dataclasses.fields(config):
         value, choices = getattr(config, field.name), get_args(field.type)
         if get_origin(field.type) is Literal and value not in choices:

@@ -1,0 +1,220 @@
+"""The MA-CQR family on problems whose answers are known."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from omarl_envs.spec import TaskSpec
+from problems import METHODS, jit
+
+from omarl_jax import networks
+from omarl_jax.algorithms import formulas
+from omarl_jax.errors import UserError
+from omarl_jax.types import Stats, Transition
+
+N, O, A = 2, 2, 3  # noqa: E741  # the letters of the shapes
+SPEC = TaskSpec("toy/discrete", "discrete", n_agents=N, obs_dim=O, action_dim=A, state_dim=N * O, episode_length=5)
+STATS = Stats(jnp.zeros((N, O)), jnp.ones((N, O)))
+FAMILY = ("ciql", "ccql", "ciqr", "ccqr")
+FAST = {"lr": 0.01, "tau": 0.05, "hidden": (16,), "gamma": 0.5, "cql_alpha": 0.0}
+
+
+def make(name: str, **overrides: Any) -> tuple[Any, Any]:
+    config = METHODS[name].configure(SPEC, FAST | overrides)
+    return config, METHODS[name].make(config, SPEC)
+
+
+def rows(actions: Any, rewards: Any, **fields: Any) -> Transition:
+    """(B, …) transitions of one state that end there; actions (B, N), rewards (B,)."""
+    b = len(rewards)
+    columns = {
+        "obs": np.ones((b, N, O), np.float32),
+        "actions": np.asarray(actions, np.int32),
+        "rewards": np.repeat(np.asarray(rewards, np.float32)[:, None], N, axis=1),
+        "next_obs": np.ones((b, N, O), np.float32),
+        "terminal": np.ones((b, N), bool),
+        "truncated": np.zeros(b, bool),
+    }
+    return jax.tree.map(jnp.asarray, Transition(**(columns | fields)))
+
+
+def learned(name: str, batch: Transition, rounds: int, **overrides: Any) -> Any:
+    """The state after learning on the same batch again and again, the learning rate falling to nothing."""
+    config, method = make(name, **overrides)
+
+    @jit
+    def learn(batch: Transition) -> Any:
+        def step(state: Any, number: jax.Array) -> tuple[Any, None]:
+            now = METHODS[name].make(dataclasses.replace(config, lr=config.lr * (1 - number / rounds)), SPEC)
+            return now.update(state, batch, jax.random.key(0))[0], None
+
+        return jax.lax.scan(step, method.init(jax.random.key(0), STATS), jnp.arange(rounds))[0]
+
+    return learn(batch)
+
+
+def values(name: str, state: Any, obs: Any = None, **overrides: Any) -> np.ndarray:
+    """(N, Q, A) atoms in a state."""
+    config, _ = make(name, **overrides)
+    network = networks.action_values(SPEC, config.hidden, config.input_norm, max(config.quantiles, 1))
+    obs = jnp.ones((N, O)) if obs is None else obs
+    return np.asarray(jax.vmap(network.apply)(state.policy.params, obs, state.policy.norm))
+
+
+def test_quantile_loss_in_loops() -> None:
+    rng = np.random.default_rng(0)
+    atoms, targets, fractions, kappa = rng.normal(size=(4, 3)), rng.normal(size=(4, 5)), np.array([0.2, 0.5, 0.7]), 0.6
+    expected = np.zeros(4)
+    for b in range(4):
+        for j in range(3):
+            for target in targets[b]:
+                delta = target - atoms[b, j]
+                huber = 0.5 * delta**2 if abs(delta) <= kappa else kappa * (abs(delta) - 0.5 * kappa)
+                expected[b] += abs(fractions[j] - (delta < 0)) * huber / kappa / 5
+    found = formulas.quantile_huber(*map(jnp.float32, (atoms, targets, fractions)), kappa)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("risk", [1.0, 0.15])
+def test_atoms_are_the_quantiles_of_the_rewards(risk: float) -> None:
+    """Of 1,000 rewards evenly spread over 400 κ, which the Huber loss blurs little; within 1 % of the spread."""
+    rewards = 400 * (np.arange(1_000) + 0.5) / 1_000 - 100
+    batch = rows(np.zeros((1_000, N)), rewards)
+    options = {"risk": risk, "lr": 0.3}
+    atoms = values("ciqr", learned("ciqr", batch, 3_000, **options), **options)[:, :, 0]
+    expected = -100 + 400 * risk * (2 * np.arange(8) + 1) / 16
+    np.testing.assert_allclose(atoms, np.tile(expected, (N, 1)), atol=4)
+
+
+def test_with_the_published_axis_all_atoms_are_one() -> None:
+    rewards = 400 * (np.arange(1_000) + 0.5) / 1_000 - 100
+    options = {"lr": 0.3, "published_axis": True}
+    state = learned("ciqr", rows(np.zeros((1_000, N)), rewards), 3_000, **options)
+    atoms = values("ciqr", state, **options)[:, :, 0]
+    np.testing.assert_allclose(atoms, 100, atol=4)
+
+
+@pytest.mark.parametrize(("risk", "choice"), [(1.0, 1), (0.15, 0)])
+def test_risk_decides_between_the_safe_and_the_better_arm(risk: float, choice: int) -> None:
+    """Arm 0 pays 10; arm 1 pays 30, but in a tenth of the cases -100, on average 17; arm 2 pays nothing."""
+    rare = np.where(np.arange(100) % 10 == 0, -100.0, 30.0)
+    rewards = np.concatenate([np.full(100, 10.0), rare, np.zeros(100)])
+    actions = np.repeat([0, 1, 2], 100)[:, None].repeat(N, axis=1)
+    options = {"risk": risk, "lr": 0.1}
+    state = learned("ciqr", rows(actions, rewards), 3_000, **options)
+    _, method = make("ciqr", **options)
+    found, _ = method.act(state.policy, jnp.ones((N, O)), None, method.carry, jax.random.key(0))
+    np.testing.assert_array_equal(found, [choice] * N)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_conservatism_keeps_unseen_actions_below_those_of_the_data(name: str) -> None:
+    """Only actions 0 and 1 are in the data; without the penalty the third stays where it began."""
+    actions = np.array([[0, 1], [1, 0]] * 32)
+    batch = rows(actions, np.full(64, -5.0))
+    cautious = values(name, learned(name, batch, 800, cql_alpha=1.0)).mean(axis=1)
+    assert (cautious[:, 2] < cautious[:, :2].min(axis=1) - 1).all()
+    bold = values(name, learned(name, batch, 800)).mean(axis=1)
+    assert (bold[:, 2] > bold[:, :2].max(axis=1)).all()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_bootstraps_through_truncation_but_not_through_the_end(name: str) -> None:
+    actions = np.zeros((32, N), int)
+    for terminal in (True, False):
+        batch = rows(actions, np.ones(32), terminal=np.full((32, N), terminal), truncated=np.full(32, not terminal))
+        options = {"lr": 0.03, "published_reward": False}
+        batch = batch._replace(next_action_mask=jnp.zeros((32, N, A), bool).at[..., 0].set(True))
+        atoms = values(name, learned(name, batch, 1_500, **options), **options)[:, :, 0]
+        total = atoms.sum(axis=0) if name.startswith("cc") else atoms
+        np.testing.assert_allclose(total, 1.0 if terminal else 2.0, atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("ccqr", N), ("ccql", N / 2), ("ciqr", 1), ("ciql", 1)])
+def test_the_published_reward_counts_more_than_once(name: str, factor: float) -> None:
+    options = {"published_reward": True, "lr": 0.03}
+    state = learned(name, rows(np.zeros((32, N)), np.full(32, 3.0)), 1_500, **options)
+    atoms = values(name, state, **options)[:, :, 0]
+    np.testing.assert_allclose(atoms.sum(axis=0) if name.startswith("cc") else atoms, 3 * factor, atol=0.15)
+
+
+def test_value_decomposition_finds_what_each_agent_adds() -> None:
+    """Rewards are a sum of one part for each agent, and so are the best actions."""
+    actions = np.stack(np.meshgrid(np.arange(A), np.arange(A)), axis=-1).reshape(-1, N)
+    parts = np.array([[0.0, 4.0, 1.0], [2.0, -3.0, 5.0]])
+    rewards = parts[0, actions[:, 0]] + parts[1, actions[:, 1]]
+    total = values("ccql", learned("ccql", rows(actions, rewards), 2_000))[:, 0]  # (N, A)
+    np.testing.assert_allclose(total - total[:, :1], parts - parts[:, :1], atol=0.1)
+
+
+def test_adam_afresh_leaves_the_sign() -> None:
+    config, method = make("ccql", published_adam=True, lr=1e-3)
+    state = method.init(jax.random.key(0), STATS)
+    for _ in range(3):
+        before, (state, _) = state, method.update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
+        moved = [
+            np.abs(new - old).ravel()
+            for new, old in zip(
+                jax.tree.leaves(state.policy.params), jax.tree.leaves(before.policy.params), strict=True
+            )
+        ]
+        moved = np.concatenate(moved)
+        np.testing.assert_allclose(moved[moved > 0], config.lr, rtol=0.02)
+
+
+def test_targets_start_as_copies_or_as_published_elsewhere() -> None:
+    for published in (False, True):
+        _, method = make("ciql", published_targets=published)
+        state = method.init(jax.random.key(0), STATS)
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), state.target, state.policy.params)
+        assert all(jax.tree.leaves(same)) is not published
+
+
+def test_the_published_penalty_pushes_nothing_up() -> None:
+    """Only what it takes off all actions is left of its gradient, so that the data's own value falls."""
+    batch = rows(np.zeros((32, N)), np.zeros(32))
+    values_of = {
+        flag: values("ccql", learned("ccql", batch, 500, cql_alpha=1.0, published_penalty=flag))[:, 0, 0].sum()
+        for flag in (False, True)
+    }
+    assert values_of[True] < values_of[False] - 0.5
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_illegal_actions_are_never_taken(name: str) -> None:
+    _, method = make(name)
+    state = method.init(jax.random.key(0), STATS)
+    mask = jnp.array([[True, False, True], [False, True, False]])
+    act = jax.vmap(lambda key: method.act(state.policy, jnp.ones((N, O)), mask, method.carry, key, True)[0])
+    taken = np.asarray(act(jax.random.split(jax.random.key(1), 200)))
+    assert set(taken[:, 0]) == {0, 2}
+    assert set(taken[:, 1]) == {1}
+
+
+def test_exploration_falls_from_all_to_few() -> None:
+    _, method = make("ciql", epsilon_rounds=10.0)
+    state = method.init(jax.random.key(0), STATS)
+    shares = [float(state.policy.epsilon)]
+    for _ in range(12):
+        state, _ = method.update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
+        shares.append(float(state.policy.epsilon))
+    np.testing.assert_allclose(shares, np.maximum(1 - 0.099 * np.arange(13), 0.01), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"risk": 0.0}, r"risk must lie in \(0, 1\]"),
+        ({"risk": 1.5}, r"risk must lie in \(0, 1\]"),
+        ({"quantiles": -1}, "quantiles must not be negative"),
+        ({"huber": 0.0}, "huber must be positive"),
+        ({"first_epsilon": 1.2}, "epsilon must lie in"),
+        ({"reward_scale": -1.0}, "reward_scale must be positive"),
+    ],
+)
+def test_nonsense_is_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        METHODS["ciqr"].configure(SPEC, overrides)
