@@ -46,7 +46,7 @@ from omarl_jax.algorithms.formulas import (
     require_positive,
     soft_update,
     team,
-    validate_learner,
+    validate_value_learner,
 )
 from omarl_jax.networks import InputNorm
 from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
@@ -125,9 +125,7 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_learner(name, config, spec, kind="discrete")
-    require(0 <= config.gamma <= 1, f"gamma must lie in [0, 1], not {config.gamma}.")
-    require(0 < config.tau <= 1, f"tau must lie in (0, 1], not {config.tau}.")
+    validate_value_learner(name, config, spec, kind="discrete")
     require(0 < config.risk <= 1, f"risk must lie in (0, 1], not {config.risk}.")
     require_positive(config, "huber", "reward_scale", "epsilon_rounds")
     require_not_negative(config, "cql_alpha", "quantiles", "first_epsilon", "last_epsilon")

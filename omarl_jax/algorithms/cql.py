@@ -35,7 +35,7 @@ from omarl_jax.algorithms.formulas import (
     seen,
     soft_update,
     team,
-    validate_actor_critic,
+    validate_value_learner,
     with_own,
 )
 from omarl_jax.networks import InputNorm, Network, Policy
@@ -89,7 +89,7 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_actor_critic("cql", config, spec)
+    validate_value_learner("cql", config, spec)
     require_not_negative(config, "cql_alpha", "policy_penalty")
     require_positive(config, "cql_samples", "sample_noise")
 

@@ -34,13 +34,13 @@ def minimise(
     Returns:
         a function (params, optimiser state, *inputs) -> params, optimiser state, metrics.
     """
-    gradient = jax.grad(loss, has_aux=True)
+    gradient_of = jax.grad(loss, has_aux=True)
     if batch_axes:
-        gradient = in_blocks(gradient, (None, *batch_axes), AccumulationType.MEAN)
+        gradient_of = in_blocks(gradient_of, (None, *batch_axes), AccumulationType.MEAN)
 
     def step(params: Any, optimiser_state: Any, *inputs: Any) -> tuple[Any, Any, Metrics]:
-        change, metrics = gradient(params, *inputs)
-        change, optimiser_state = optimiser.update(change, optimiser_state)
+        gradient, metrics = gradient_of(params, *inputs)
+        change, optimiser_state = optimiser.update(gradient, optimiser_state)
         return optax.apply_updates(params, change), optimiser_state, metrics
 
     return step
@@ -207,9 +207,9 @@ def validate_learner(name: str, config: Any, spec: TaskSpec, kind: str = "contin
     require(sensible, f"hidden must hold positive widths, not {config.hidden}.")
 
 
-def validate_actor_critic(name: str, config: Any, spec: TaskSpec) -> None:
-    """The checks that every actor-critic for continuous actions shares."""
-    validate_learner(name, config, spec)
+def validate_value_learner(name: str, config: Any, spec: TaskSpec, kind: str = "continuous") -> None:
+    """The checks that every method with bootstrapped values shares."""
+    validate_learner(name, config, spec, kind)
     require(0 <= config.gamma <= 1, f"gamma must lie in [0, 1], not {config.gamma}.")
     require(0 < config.tau <= 1, f"tau must lie in (0, 1], not {config.tau}.")
 

@@ -36,7 +36,7 @@ from omarl_jax.algorithms.formulas import (
     soft_update,
     softmax_weights,
     team,
-    validate_actor_critic,
+    validate_value_learner,
 )
 from omarl_jax.networks import InputNorm, Policy
 from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
@@ -84,7 +84,7 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_actor_critic("icq", config, spec)
+    validate_value_learner("icq", config, spec)
     require_positive(config, "critic_temperature", "policy_temperature")
 
 

@@ -28,7 +28,7 @@ from omarl_jax.algorithms.formulas import (
     saturation,
     seen,
     soft_update,
-    validate_actor_critic,
+    validate_value_learner,
     with_own,
 )
 from omarl_jax.networks import InputNorm, Policy
@@ -83,7 +83,7 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec, name: str = "matd3") -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_actor_critic(name, config, spec)
+    validate_value_learner(name, config, spec)
     require_not_negative(config, "target_noise", "target_noise_clip", "exploration_noise", "policy_penalty")
     require_positive(config, "policy_delay", "n_critics")
 

@@ -40,7 +40,7 @@ from omarl_jax.algorithms.formulas import (
     seen,
     soft_update,
     team,
-    validate_actor_critic,
+    validate_value_learner,
     with_own,
 )
 from omarl_jax.networks import InputNorm, Policy
@@ -106,7 +106,7 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_actor_critic("omar", config, spec)
+    validate_value_learner("omar", config, spec)
     require_not_negative(config, "cql_alpha", "policy_penalty")
     require_positive(config, "cql_samples", "sample_noise", "search_std", "search_steps")
     require(0 <= config.omar_coef <= 1, f"omar_coef must lie in [0, 1], not {config.omar_coef}.")
@@ -182,9 +182,10 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
                 return critic.apply(params, obs, candidates, norm, heads=1)[0].T
 
             def values(candidates: chex.Array) -> chex.Array:  # (K, B, A) -> (K, B)
-                norm = networks.statistics(critic_norm, critic_obs, judged(candidates))
+                candidates = judged(candidates)
+                norm = networks.statistics(critic_norm, critic_obs, candidates)
                 blocks = in_blocks(q, (None, 0, 1, None), AccumulationType.CONCAT)
-                return blocks(critic_params, critic_obs, judged(candidates), norm).T
+                return blocks(critic_params, critic_obs, candidates, norm).T
 
             own = policy.apply(params, obs, norm)  # (B, A)
             value = critic.apply(critic_params, critic_obs, judged(own), critic_norm, heads=1)[0]

@@ -28,7 +28,7 @@ from omarl_jax.algorithms.formulas import (
     seen,
     soft_update,
     team,
-    validate_actor_critic,
+    validate_value_learner,
     with_own,
 )
 from omarl_jax.networks import InputNorm, Policy
@@ -78,7 +78,7 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_actor_critic("td3_bc", config, spec)
+    validate_value_learner("td3_bc", config, spec)
     require_not_negative(config, "alpha", "target_noise", "target_noise_clip", "policy_penalty")
 
 
