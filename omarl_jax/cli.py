@@ -24,7 +24,7 @@ from omarl_jax.errors import UserError
 if TYPE_CHECKING:
     from omarl_jax.sweep import Grid
 
-_Quality = Literal["random", "medium-replay", "medium", "expert"]
+_Quality = Literal["random", "medium-replay", "medium", "expert", "early", "middle", "late", "mixed"]
 _console = Console(markup=False)  # brackets in what is printed are no markup
 _errors = Console(stderr=True, markup=False)
 
@@ -193,6 +193,7 @@ def behaviour(
     seed: int = 0,
     rounds: int = 30_000,
     every: int = 250,
+    sharpness: float = 3.0,
     option: tuple[str, ...] = (),
 ) -> None:
     """Trains the behaviour policies that datasets are made of, online, and writes their snapshots.
@@ -207,6 +208,7 @@ def behaviour(
         seed: of training.
         rounds: learning rounds, each after 100 environment steps.
         every: rounds between snapshots.
+        sharpness: factor before the tanh of the finished policies, whose forces training leaves too small.
         option: constructor arguments of the task, as name=value.
     """
     from omarl_jax.data import behaviour
@@ -215,9 +217,9 @@ def behaviour(
     env = make_env(task, **_options(option))
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
-    snapshots = behaviour.train(env, algorithm, {}, seed, rounds, every)
+    snapshots = behaviour.train(env, algorithm, {}, seed, rounds, every, sharpness)
     chosen = behaviour.choose(env, snapshots, medium, expert, replay)
-    behaviour.save(out, env, algorithm, {}, seed, snapshots, chosen)
+    behaviour.save(out, env, algorithm, {}, seed, sharpness, snapshots, chosen)
     for quality, numbers in chosen.items():
         scores = [env.reference.normalise(snapshots[i]["explored"]) for i in numbers]
         told = ", ".join(f"{snapshots[i]['round']}: {score:.1f}" for i, score in zip(numbers, scores, strict=True))

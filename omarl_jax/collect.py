@@ -88,7 +88,7 @@ def collect_rows(
     key: chex.PRNGKey,
     episodes: int,
     explore: bool = True,
-) -> Rows:
+) -> tuple[Rows, dict[str, np.ndarray]]:
     """Plays episodes and lays them out as the rows of a dataset, on the host.
 
     Args:
@@ -100,6 +100,9 @@ def collect_rows(
         key: randomness.
         episodes: how many.
         explore: whether the behaviour explores.
+
+    Returns:
+        the rows; and for each of the task's quantities its sum over each episode, (E,).
     """
     spec = env.task_spec
 
@@ -110,17 +113,18 @@ def collect_rows(
     def many(policies: Any, keys: chex.PRNGKey) -> Steps:
         steps = jax.vmap(one, (None if policies is None else 0, 0))(policies, keys)
         stored_state = None if spec.state_is_obs else steps.state
-        return steps._replace(state=stored_state, metrics={}, env_state=None)
+        totals = {name: values.sum(axis=1) for name, values in steps.metrics.items()}
+        return steps._replace(state=stored_state, metrics=totals, env_state=None)
 
     n_policies = 0 if policies is None else jax.tree.leaves(policies)[0].shape[0]
     keys = jax.random.split(key, episodes)
     at_once = min(episodes, _EPISODES_AT_ONCE)
 
-    def part(start: int) -> Rows:
+    def part(start: int) -> tuple[Rows, dict[str, np.ndarray]]:
         numbers = np.arange(start, start + at_once) % episodes  # the last part wraps: one compilation
         chosen = None if policies is None else jax.tree.map(lambda x: x[numbers * n_policies // episodes], policies)
-        steps = jax.tree.map(np.asarray, many(chosen, keys[numbers]))
-        return _rows(jax.tree.map(lambda x: x[: episodes - start], steps))
+        steps = jax.tree.map(lambda x: np.asarray(x)[: episodes - start], many(chosen, keys[numbers]))
+        return _rows(steps), steps.metrics
 
     parts = [part(start) for start in range(0, episodes, at_once)]
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -58,7 +58,7 @@ def init(
     if algorithm.needs.next_actions or algorithm.needs.batches > 1:
         raise UserError("This method cannot learn online: it needs more than single transitions.")
     env_state, timestep = jax.vmap(env.reset)(jax.random.split(key, settings.n_envs))
-    _, example = _interact(algorithm, env, learner.policy, env_state, timestep.observation, jnp.bool_(True), key)
+    _, example, _ = _interact(algorithm, env, learner.policy, env_state, timestep.observation, jnp.bool_(True), key)
     rows = max(settings.capacity // settings.n_envs, 1) * settings.n_envs
     buffer = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), example)
     return OnlineState(learner, env_state, timestep.observation, buffer)
@@ -78,10 +78,13 @@ def step(
         step: () int32, steps that each environment has made. All runs of a `vmap` must share it: then the buffer is
             written in place.
         key: the run's key, the same in every step: randomness is `fold_in(key, step)`.
+
+    Returns:
+        the next state; and metrics: those of the method, and the task's quantities, means over environments.
     """
     act_key, sample_key, update_key = jax.random.split(jax.random.fold_in(key, step), 3)
     warming_up = step * settings.n_envs < settings.warmup
-    (env_state, observation), new = _interact(
+    (env_state, observation), new, played = _interact(
         algorithm, env, state.learner.policy, state.env_state, state.observation, warming_up, act_key
     )
     capacity = jax.tree.leaves(state.buffer)[0].shape[0]
@@ -93,6 +96,7 @@ def step(
     batch = jax.tree.map(lambda ring: ring[drawn], buffer)
     learner, metrics = algorithm.update(state.learner, batch, update_key)
     learner = jax.tree.map(lambda new, old: jnp.where(warming_up, old, new), learner, state.learner)
+    metrics |= {name: values.mean() for name, values in played.items()}
     return OnlineState(learner, env_state, observation, buffer), metrics
 
 
@@ -104,11 +108,11 @@ def _interact(
     observation: Any,
     warming_up: chex.Array,
     key: chex.PRNGKey,
-) -> tuple[tuple[Any, Any], Transition]:
-    """Steps every environment, resets those whose episode has ended, and returns the (V,) transitions."""
+) -> tuple[tuple[Any, Any], Transition, Metrics]:
+    """Steps every environment, resets those whose episode has ended; returns (V,) transitions and task metrics too."""
     random_act = uniform_act(env.task_spec)
 
-    def one(env_state: Any, view: Any, key: chex.PRNGKey) -> tuple[tuple[Any, Any], Transition]:
+    def one(env_state: Any, view: Any, key: chex.PRNGKey) -> tuple[tuple[Any, Any], Transition, Metrics]:
         act_key, random_key, reset_key = jax.random.split(key, 3)
         learned, _ = algorithm.act(policy, view.agents_view, view.action_mask, algorithm.carry, act_key, explore=True)
         random, _ = random_act(None, view.agents_view, view.action_mask, (), random_key)
@@ -129,8 +133,9 @@ def _interact(
             next_action_mask=next_view.action_mask,
         )
         fresh_state, fresh = env.reset(reset_key)
-        after = (next_env_state, next_view), (fresh_state, fresh.observation)
-        return jax.tree.map(lambda on, new: jnp.where(timestep.last(), new, on), *after), transition
+        choices = (next_env_state, next_view), (fresh_state, fresh.observation)
+        after = jax.tree.map(lambda on, new: jnp.where(timestep.last(), new, on), *choices)
+        return after, transition, timestep.extras["metrics"]
 
     n_envs = jax.tree.leaves(observation)[0].shape[0]
     return jax.vmap(one)(env_state, observation, jax.random.split(key, n_envs))

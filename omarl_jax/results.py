@@ -20,7 +20,7 @@ from omarl_jax.errors import UserError
 
 CVAR_LEVEL = 0.1
 SATURATED = 0.9
-_QUALITIES = ("random", "medium-replay", "medium", "medium-expert", "expert")
+_QUALITIES = (*("random", "early", "medium-replay", "middle", "medium", "mixed", "medium-expert", "late", "expert"),)
 _T = TypeVar("_T")
 
 

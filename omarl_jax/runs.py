@@ -77,7 +77,7 @@ class RunFolder:
 
     def begin(self, run: Run, dataset: Dataset, data_hash: str) -> None:
         """Writes what the run is."""
-        known = ("mean_return", "mean_score", "comparable", "behaviour")
+        known = ("mean_return", "mean_score", "metrics", "comparable", "behaviour")
         reference = dataset.metadata.get("random"), dataset.metadata.get("expert")
         self._write_json(
             "config.json",

@@ -23,7 +23,7 @@ from omarl_jax import algorithms, loggers, presets
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.recipes import QUALITIES, load_dataset, make_env, scores
+from omarl_jax.data.recipes import QUALITIES, load_datasets, make_env, scores
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.files import replacing
 from omarl_jax.runs import Run, RunFolder, environment_record
@@ -217,7 +217,7 @@ def train_pack(
     first = runs[0]
     env = make_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
-    datasets = [open_dataset(env, first, seed) for seed in data_seeds]
+    datasets = open_datasets(env, first, data_seeds)
     hashes = [storage.content_hash(dataset) for dataset in datasets]
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
@@ -286,12 +286,13 @@ def train_pack(
     checkpoints.close()
 
 
-def open_dataset(env: MultiAgentEnv, run: Run, data_seed: int) -> Dataset:
-    """The data of a run: made by its recipe, or read from disk."""
+def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int]) -> list[Dataset]:
+    """The data of runs that differ in their data's seed: made by their recipe, or read from disk."""
     if run.dataset in QUALITIES:
-        return load_dataset(run.task, run.dataset, data_seed, run.size, **dict(run.options))
+        return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
     dataset = storage.load(run.dataset, env.task_spec)
-    return dataclasses.replace(dataset, metadata=scores(env, dataset) | dataset.metadata)
+    known = scores(env, float(dataset.episode_returns().mean()))
+    return [dataclasses.replace(dataset, metadata=known | dataset.metadata)] * len(data_seeds)
 
 
 def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:

@@ -75,8 +75,9 @@ class Dataset:
     Attributes:
         spec: the task it was made on.
         rows: M rows.
-        metadata: JSON values: `recipe`, `seed`, `behaviour`, `mean_return`, `mean_score`, `random`, `expert`
-            (reference returns), `reference_source`, `comparable` (with the paper) …
+        metadata: JSON values: `recipe`, `seed`, `behaviour`, `metrics` (the task's quantities, means over episodes),
+            `mean_return`, `mean_score`, `random`, `expert` (reference returns), `reference_source`, `comparable` (with
+            the paper) …
     """
 
     spec: TaskSpec

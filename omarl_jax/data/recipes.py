@@ -1,12 +1,14 @@
-"""How each dataset is made: rollouts of uniform actions, or of the policy snapshots that ship with the package.
+"""How each dataset is made: rollouts of uniform actions or of the policy snapshots that ship, or a log of learning.
 
-Every quality is regenerated in seconds, in memory. Snapshots come from online training (see `behaviour`); of those,
+Every quality is regenerated in seconds, in memory. Continuous tasks have snapshots, discrete ones logs of teams that
+learn while the dataset is made (see `logs`). Snapshots come from online training (see `behaviour`); of those,
 `medium` and `expert` play with the noise they explored with, and `medium-replay` plays whole episodes with each of a
 series of snapshots spread evenly over training up to the medium one, which stands for the replay buffer of that time.
 """
 
 import functools
 import importlib.resources
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,51 +18,76 @@ import omarl_envs
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax.collect import collect_rows, uniform_act
-from omarl_jax.data.dataset import Dataset
+from omarl_jax.data import logs
+from omarl_jax.data.dataset import Dataset, Rows
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.export import SavedPolicy, load_policy
+from omarl_jax.types import TaskSpec
 
-QUALITIES = ("random", "medium-replay", "medium", "expert")
+QUALITIES = ("random", "medium-replay", "medium", "expert", *logs.PARTS)
 
 _DEFAULT_SIZE = 1_000_000
 _REPLAY_SIZES = {"particle/spread": 97_500, "particle/tag": 62_500, "particle/world": 80_000}  # as published
 
 
 def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any) -> Dataset:
-    """Makes an offline dataset on the device.
+    """Makes an offline dataset on the device; `load_datasets` makes several at once.
 
     Args:
         task: `family/task`.
-        quality: one of `QUALITIES`.
-        seed: of the data; each gives its own rollouts.
+        quality: one of those of the task: `random`; and if it is continuous `medium-replay`, `medium` and `expert`, if
+            it is discrete `early`, `middle`, `late` and `mixed`.
+        seed: of the data; each gives its own rollouts, or its own team that learns.
         size: transitions, rounded up to whole episodes; by default the published number.
         **options: constructor arguments of the task.
 
     Raises:
-        UserError: if there is no such task or quality, or no behaviour policy for this form of the task.
+        UserError: if there is no such task or quality, no behaviour policy for this form of the task, or the log is
+            too short.
     """
+    return load_datasets(task, quality, [seed], size, **options)[0]
+
+
+def load_datasets(
+    task: str, quality: str, seeds: Sequence[int], size: int | None = None, **options: Any
+) -> list[Dataset]:
+    """Makes the datasets of several seeds; each is as `load_dataset` makes it."""
     env = make_env(task, **options)
-    if quality not in QUALITIES:
-        raise unknown("dataset", quality, QUALITIES)
+    if quality not in (known := _qualities(env.task_spec)):
+        raise unknown("dataset", quality, known)
     if size is None:
         size = _size(task, quality)
     if size < 1:
         raise UserError(f"A dataset needs at least one transition, not {size}.")
+    if quality in logs.PARTS:
+        parts = (logs.cut(env, log, quality, size) for log in logs.learn(env, seeds))
+    else:
+        parts = (_rollouts(env, quality, seed, size) for seed in seeds)
+    made = []
+    for seed, (rows, totals, behaviour) in zip(seeds, parts, strict=True):
+        metrics = {name: float(values.mean()) for name, values in totals.items()}
+        metadata = {"recipe": quality, "seed": seed, "behaviour": behaviour, "options": options, "metrics": metrics}
+        made.append(Dataset(env.task_spec, rows, metadata | scores(env, metrics["return"])))
+    return made
+
+
+def _qualities(spec: TaskSpec) -> tuple[str, ...]:
+    """The datasets of a task; those from snapshots only where they ship."""
+    return tuple(q for q in QUALITIES if q == "random" or (q in logs.PARTS) == (spec.kind == "discrete"))
+
+
+def _rollouts(env: MultiAgentEnv, quality: str, seed: int, size: int) -> tuple[Rows, dict[str, np.ndarray], str]:
+    """Rows, the episodes' totals of the task's quantities, and who played."""
     episodes = -(-size // env.task_spec.episode_length)
     key = jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality))
     if quality == "random":
-        rows = collect_rows(env, uniform_act(env.task_spec), (), None, key, episodes)
-        behaviour = "uniform actions"
-    else:
-        snapshots = behaviour_snapshots(env)
-        chosen = np.array(snapshots.metadata["recipe"][quality])
-        policies = jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
-        rows = collect_rows(env, *snapshots.functions, policies, key, episodes)
-        trained = [snapshots.metadata["rounds"][i] for i in chosen]
-        behaviour = f"{snapshots.algorithm} after {', '.join(map(str, trained))} rounds, with exploration noise"
-    metadata = {"recipe": quality, "seed": seed, "behaviour": behaviour, "options": options}
-    dataset = Dataset(env.task_spec, rows, metadata)
-    return Dataset(env.task_spec, rows, metadata | scores(env, dataset))
+        return *collect_rows(env, uniform_act(env.task_spec), (), None, key, episodes), "uniform actions"
+    snapshots = behaviour_snapshots(env)
+    chosen = np.array(snapshots.metadata["recipe"][quality])
+    policies = jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
+    trained = ", ".join(str(snapshots.metadata["rounds"][i]) for i in chosen)
+    behaviour = f"{snapshots.algorithm} after {trained} rounds, with exploration noise"
+    return *collect_rows(env, *snapshots.functions, policies, key, episodes), behaviour
 
 
 class Entry(NamedTuple):
@@ -78,11 +105,12 @@ def catalogue() -> list[Entry]:
     for task in omarl_envs.task_names():
         env = make_env(task)
         saved = _snapshots(task)
-        for quality in QUALITIES if saved else QUALITIES[:1]:
-            score = None
-            if env.reference is not None:
-                score = 0.0
-                if saved and quality != "random":
+        for quality in _qualities(env.task_spec):
+            score = 0.0 if env.reference is not None and quality == "random" else None
+            if quality not in ("random", *logs.PARTS):
+                if saved is None:
+                    continue
+                if env.reference is not None:
                     returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
                     score = float(env.reference.normalise(np.mean(returns)))
             entries.append(Entry(task, quality, _size(task, quality), score))
@@ -90,6 +118,8 @@ def catalogue() -> list[Entry]:
 
 
 def _size(task: str, quality: str) -> int:
+    if task.startswith("uav/") or quality in logs.PARTS:
+        return logs.DEFAULT_SIZE
     return _REPLAY_SIZES.get(task, _DEFAULT_SIZE) if quality == "medium-replay" else _DEFAULT_SIZE
 
 
@@ -101,9 +131,8 @@ def make_env(task: str, **options: Any) -> MultiAgentEnv:
         raise UserError(str(error)) from None
 
 
-def scores(env: MultiAgentEnv, dataset: Dataset) -> dict[str, Any]:
+def scores(env: MultiAgentEnv, mean_return: float) -> dict[str, Any]:
     """The metadata that says how good the data is, in units of the task and normalised."""
-    mean_return = float(dataset.episode_returns().mean())
     reference = env.reference
     return {
         "mean_return": mean_return,

@@ -1,0 +1,142 @@
+"""Datasets cut from the log of agents that learned online, as those of MA-CQR are (Eldeeb et al. 2024).
+
+One MA-DQN team learns in one environment, from 30,000 steps after 500 of warm-up, and logs every step. Its share of
+random actions falls from 1 to 0.01 during the first 10,000. A dataset is a part of that log, in whole episodes:
+
+    middle   from the middle of the run on, as published: greedy by then, and still learning
+    early    the first steps, mostly random
+    late     the last steps
+    mixed    episodes spread evenly over the whole run
+
+What differs from the published code: its agents never took the same random action in warm-up, and left out the
+learning round at the end of an episode; the end of an episode is a truncation here, unless the task says otherwise.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from omarl_envs.base import MultiAgentEnv
+
+from omarl_jax import algorithms, online
+from omarl_jax.data.dataset import Rows
+from omarl_jax.data.validation import from_episodes
+from omarl_jax.errors import UserError
+from omarl_jax.types import Stats, Transition
+
+STEPS = 30_000
+PARTS = ("early", "middle", "late", "mixed")
+DEFAULT_SIZE = 4_800  # 16 % of the steps, the published default
+
+_METHOD = "ciql"
+_OVERRIDES = {"cql_alpha": 0.0, "batch_size": 32}  # which makes it MA-DQN
+_SETTINGS = online.OnlineSettings(n_envs=1, capacity=STEPS, warmup=500)
+
+
+class Log(NamedTuple):
+    """What one team did while it learned, on the host.
+
+    Attributes:
+        steps: (STEPS, …) transitions in the order of time, with the global state.
+        metrics: the task's quantities, (STEPS,) each.
+        ends: (E,) number of the step after each episode.
+    """
+
+    steps: Transition
+    metrics: dict[str, np.ndarray]
+    ends: np.ndarray
+
+
+def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
+    """Lets one team for each seed learn online, all in one program.
+
+    Args:
+        env: a discrete task.
+        seeds: randomness of the teams; each learns the same whatever the others are.
+    """
+    spec = env.task_spec
+    method = algorithms.find(_METHOD)
+    learner = method.make(method.configure(spec, _OVERRIDES), spec)
+    learner = learner._replace(needs=learner.needs._replace(state=True))  # not to learn from: to be logged
+    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+
+    def run(key: Any) -> tuple[Transition, dict[str, Any]]:
+        learner_key, env_key, train_key = jax.random.split(key, 3)
+        state = online.init(learner, learner.init(learner_key, stats), env, _SETTINGS, env_key)
+
+        def step(state: online.OnlineState, number: Any) -> tuple[online.OnlineState, Any]:
+            state, metrics = online.step(learner, env, _SETTINGS, state, number, train_key)
+            return state, {name: metrics[name] for name in env.metric_names}
+
+        state, metrics = jax.lax.scan(step, state, jnp.arange(_SETTINGS.warmup + STEPS))
+        # The ring has begun again where the warm-up ended.
+        order = (_SETTINGS.warmup + jnp.arange(STEPS)) % STEPS
+        return jax.tree.map(lambda ring: ring[order], state.buffer), {k: v[-STEPS:] for k, v in metrics.items()}
+
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    made = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(keys))
+    return [_log(*jax.tree.map(lambda x, i=i: x[i], made)) for i in range(len(seeds))]
+
+
+def _log(steps: Transition, metrics: dict[str, np.ndarray]) -> Log:
+    over = steps.truncated | steps.terminal.all(axis=1)
+    over[-1] = True
+    return Log(steps, metrics, np.flatnonzero(over) + 1)
+
+
+def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[str, np.ndarray], str]:
+    """Cuts a dataset out of a log.
+
+    Args:
+        env: the task.
+        log: of a team that learned in it.
+        part: one of `PARTS`.
+        size: transitions, rounded up to whole episodes.
+
+    Returns:
+        the rows; for each of the task's quantities its sum over each episode; and which steps these are, in words.
+
+    Raises:
+        UserError: if that part of the log is shorter.
+    """
+    begins = np.concatenate([[0], log.ends[:-1]])
+    usable = np.flatnonzero(begins >= STEPS // 2) if part == "middle" else np.arange(len(begins))
+    length = STEPS / len(begins)
+    count = int(np.ceil(size / length))
+    if count > len(usable):
+        most = int(log.ends[usable[-1]] - begins[usable[0]])
+        raise UserError(f"The part '{part}' of a log of {STEPS:,} steps holds {most:,} transitions, not {size:,}.")
+    if part == "late":
+        chosen = usable[-count:]
+    elif part == "mixed":
+        chosen = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
+    else:
+        chosen = usable[:count]
+
+    at = np.concatenate([np.arange(begins[i], log.ends[i]) for i in chosen])
+    last = log.ends[chosen] - 1
+    steps, ending = (jax.tree.map(lambda x, i=i: x[i], log.steps) for i in (at, last))
+    truncated = steps.truncated.copy()
+    truncated[-1] |= not steps.terminal[-1].all()  # the run may end in mid-episode
+    rows = from_episodes(
+        env.task_spec,
+        steps.obs,
+        steps.actions,
+        steps.rewards,
+        steps.terminal,
+        truncated,
+        ending.next_obs,
+        lengths=log.ends[chosen] - begins[chosen],
+        state=steps.state,
+        last_state=ending.next_state,
+        action_mask=steps.action_mask,
+        last_action_mask=ending.next_action_mask,
+    )
+    totals = {
+        name: np.add.reduceat(values[at], np.cumsum(np.append(0, (log.ends - begins)[chosen][:-1])))
+        for name, values in log.metrics.items()
+    }
+    spread = " in parts" if part == "mixed" else ""
+    return rows, totals, f"MA-DQN while it learned, steps {begins[chosen[0]]:,} to {log.ends[chosen[-1]]:,}{spread}"
