@@ -233,7 +233,7 @@ def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, roun
         task: particle/tag or particle/world.
         out: file to write, an .npz.
         seed: of training.
-        rounds: learning rounds, each after 100 environment steps; the default made the prey that ship.
+        rounds: learning rounds, each after 100 environment steps; 2,000 made the prey of tag that ships, 4,000 that of world.
     """
     from omarl_jax.data import behaviour
     from omarl_jax.data.recipes import make_env
@@ -326,6 +326,37 @@ def data_verify(dataset: tyro.conf.Positional[pathlib.Path]) -> None:
     _console.print(f"{dataset} is whole.")
 
 
+def data_import(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, option: tuple[str, ...] = ()) -> None:
+    """Makes a dataset of uav/iot out of a log in the layout of MA-CQR (CSV), with its card.
+
+    Args:
+        file: the log.
+        out: folder to write; it must not exist yet.
+        option: constructor arguments of the task, as name=value.
+    """
+    from omarl_jax.data import card, importers, storage
+    from omarl_jax.data.recipes import make_env
+
+    made = importers.read_csv(file, make_env("uav/iot", **_options(option)))
+    storage.save(made, out)
+    card.write(card.card(made), out)
+    _console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
+
+
+def data_export(dataset: tyro.conf.Positional[pathlib.Path], out: pathlib.Path) -> None:
+    """Writes a dataset of uav/iot as a log in the layout of MA-CQR (CSV).
+
+    Args:
+        dataset: its folder.
+        out: the file.
+    """
+    from omarl_jax.data import importers, storage
+
+    made = storage.load(dataset)
+    importers.write_csv(made, out)
+    _console.print(f"{made.size:,} transitions -> {out}")
+
+
 _VERBS: Any = {
     "list": list_names,
     "collect": collect,
@@ -338,8 +369,14 @@ _VERBS: Any = {
     "prey": prey,
     "demo": demo,
 }
-_VERBS["data"].__doc__ = "Lists, describes and verifies datasets: omarl data --help."
-_DATA_VERBS: Any = {"list": data_list, "card": data_card, "verify": data_verify}
+_VERBS["data"].__doc__ = "Lists, describes, verifies, imports and exports datasets: omarl data --help."
+_DATA_VERBS: Any = {
+    "list": data_list,
+    "card": data_card,
+    "verify": data_verify,
+    "import": data_import,
+    "export": data_export,
+}
 
 
 # --- Training from the command line ---

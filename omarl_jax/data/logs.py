@@ -54,7 +54,7 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
 
     Args:
         env: a discrete task.
-        seeds: randomness of the teams; each learns the same whatever the others are.
+        seeds: randomness of the teams.
     """
     spec = env.task_spec
     method = algorithms.find(_METHOD)

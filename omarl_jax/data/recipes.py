@@ -51,7 +51,11 @@ def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None
 def load_datasets(
     task: str, quality: str, seeds: Sequence[int], size: int | None = None, **options: Any
 ) -> list[Dataset]:
-    """Makes the datasets of several seeds; each is as `load_dataset` makes it."""
+    """Makes the datasets of several seeds.
+
+    Rollouts are those of `load_dataset`. Logs of learning are alike only in distribution: rounding depends on how many
+    teams learn side by side, and learning amplifies it.
+    """
     env = make_env(task, **options)
     if quality not in (known := _qualities(env.task_spec)):
         raise unknown("dataset", quality, known)

@@ -1,0 +1,114 @@
+"""Datasets in the layouts of other projects.
+
+MA-CQR (Eldeeb et al. 2024) keeps logs of `uav/iot` as CSV: a header `,0,1,…`, and in each line its number, the state,
+the action of each UAV, the reward that they share, the next state, and whether the episode is over.
+"""
+
+import csv
+import pathlib
+
+import numpy as np
+from omarl_envs.base import MultiAgentEnv
+from omarl_envs.spec import TaskSpec
+from omarl_envs.uav import UavIot
+
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.validation import from_episodes, validate
+from omarl_jax.errors import UserError
+from omarl_jax.files import replacing
+
+
+def read_csv(path: str | pathlib.Path, env: MultiAgentEnv) -> Dataset:
+    """Reads a log of MA-CQR.
+
+    A line that does not begin where the one before ended begins an episode, too. The end of an episode is a truncation,
+    unless the task has `time_limit_is_terminal`; a line that is the last without being over is truncated.
+
+    Args:
+        path: the file.
+        env: `uav/iot`, with as many UAVs and devices as the file's.
+
+    Raises:
+        UserError: if the file cannot be read, or is not of this layout and task.
+    """
+    path, spec = pathlib.Path(path), env.task_spec
+    if not isinstance(env, UavIot) or env.observation_scale != "raw":
+        raise UserError(f"Logs of MA-CQR are of uav/iot with raw observations, not of this form of '{spec.name}'.")
+    table = _numbers(path, _width(spec))
+    cuts = np.cumsum([spec.state_dim, spec.n_agents, 1, spec.state_dim])
+    state, actions, reward, next_state, over = np.split(table, cuts, axis=1)
+    over = over[:, 0] != 0
+    if (actions != np.round(actions)).any() or (actions < 0).any() or (actions >= spec.action_dim).any():
+        raise UserError(f"{path} has actions that are no whole numbers from 0 to {spec.action_dim - 1}.")
+
+    last = over | np.append((next_state[:-1] != state[1:]).any(axis=1), True)
+    ends = np.flatnonzero(last)
+
+    def seen(x: np.ndarray) -> np.ndarray:  # (V, S) -> (V, N, S): everyone sees everything
+        return np.repeat(x[:, None].astype(np.float32), spec.n_agents, axis=1)
+
+    terminal = over if env.time_limit_is_terminal else np.zeros_like(over)
+    rows = from_episodes(
+        spec,
+        seen(state),
+        actions.astype(np.int32),
+        np.repeat(reward.astype(np.float32), spec.n_agents, axis=1),
+        np.repeat(terminal[:, None], spec.n_agents, axis=1),
+        last & ~terminal,
+        seen(next_state[ends]),
+        lengths=np.diff(ends, prepend=-1),
+        state=state.astype(np.float32),
+        last_state=next_state[ends].astype(np.float32),
+    )
+    # The file does not say what policies are judged by, but reward and ages do.
+    age = next_state[:, 2 * spec.n_agents :].mean(axis=1)
+    metrics = {"age": age, "return": (reward[:, 0] + age) / spec.n_agents - age}
+    metrics = {name: float(values.sum() / len(ends)) for name, values in metrics.items()}
+    metadata = {"recipe": path.name, "behaviour": "unknown", "metrics": metrics, "mean_return": metrics["return"]}
+    dataset = Dataset(spec, rows, metadata)
+    validate(dataset)
+    return dataset
+
+
+def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
+    """Writes a dataset as a log of MA-CQR, whole or not at all.
+
+    Raises:
+        UserError: if the task is not of that sort, or the file cannot be written.
+    """
+    spec, rows = dataset.spec, dataset.rows
+    if not spec.name.startswith("uav/"):
+        raise UserError(f"Only datasets of uav/iot can be written as logs of MA-CQR, not those of '{spec.name}'.")
+    at = dataset.index()
+    over = np.asarray(rows.terminal[at]).all(axis=1) | np.asarray(rows.truncated[at])
+    columns = [rows.obs[at, 0], rows.actions[at], rows.rewards[at, :1], rows.obs[at + 1, 0], over[:, None]]
+    table = np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
+    with replacing(pathlib.Path(path)) as file:
+        lines = [",".join(["", *map(str, range(_width(spec)))])]
+        lines += [f"{i},{','.join(map(repr, line))}" for i, line in enumerate(table.tolist())]
+        file.write("\n".join([*lines, ""]).encode())
+
+
+def _width(spec: TaskSpec) -> int:
+    return 2 * spec.state_dim + spec.n_agents + 2
+
+
+def _numbers(path: pathlib.Path, width: int) -> np.ndarray:
+    """(V, width) numbers, found by the names of their columns."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if missing := [str(i) for i in range(width) if str(i) not in header]:
+                raise UserError(f"{path} lacks the columns {', '.join(missing)} that logs of this task have.")
+            if len(header) > width + 1:
+                raise UserError(f"{path} has {len(header) - 1} columns, but logs of this task have {width}.")
+            chosen = [header.index(str(i)) for i in range(width)]
+            table = np.array([[float(line[i]) for i in chosen] for line in reader])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if len(table) == 0:
+        raise UserError(f"{path} holds no transitions.")
+    return table

@@ -1,0 +1,99 @@
+"""Logs in the layout of MA-CQR: read, written, refused."""
+
+import jax
+import numpy as np
+import pytest
+from omarl_envs import make
+
+from omarl_jax import UserError
+from omarl_jax.collect import collect_rows, uniform_act
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.importers import read_csv, write_csv
+
+DEVICES = ((0, 0), (3, 3))
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make("uav/iot", devices=DEVICES)
+
+
+def line(i, state, actions, reward, after, over):
+    return ",".join(map(str, [i, *state, *actions, reward, *after, over]))
+
+
+HEADER = "," + ",".join(map(str, range(16)))  # two UAVs and two devices: 6 + 2 + 1 + 6 + 1
+A, B, C, D = ([x, 0, 9, 9, 1, x + 1] for x in (0, 2, 4, 6))
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Two steps that end an episode, then one that hangs in the air."""
+    lines = [line(0, A, (1, 14), -10.5, B, 0), line(1, B, (0, 2), -7, C, 1), line(2, A, (4, 4), -1.5, D, 0)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join([HEADER, *lines]))
+    return path
+
+
+def test_a_log_is_read_as_it_says(env, log):
+    data = read_csv(log, env)
+    rows = data.rows
+    assert data.size == 3
+    np.testing.assert_array_equal(rows.closing, [False, False, True, False, True])
+    np.testing.assert_array_equal(rows.state, [A, B, C, A, D])
+    np.testing.assert_array_equal(rows.obs, np.stack([rows.state, rows.state], axis=1))
+    np.testing.assert_array_equal(rows.actions, [(1, 14), (0, 2), (0, 0), (4, 4), (0, 0)])
+    np.testing.assert_array_equal(rows.rewards[:, 0], [-10.5, -7, 0, -1.5, 0])
+    np.testing.assert_array_equal(rows.truncated, [False, True, False, True, False])
+    assert not rows.terminal.any()
+    # Ages after the steps are 1 and 3, 1 and 5, 1 and 7: means 2, 3 and 4. Power and punishment are what is left.
+    returns = [(-10.5 + 2) / 2 - 2, (-7 + 3) / 2 - 3, (-1.5 + 4) / 2 - 4]
+    assert data.metadata["metrics"] == pytest.approx({"age": 9 / 2, "return": sum(returns) / 2})
+
+
+def test_the_end_is_terminal_where_the_task_says_so(log):
+    rows = read_csv(log, make("uav/iot", devices=DEVICES, time_limit_is_terminal=True)).rows
+    np.testing.assert_array_equal(rows.terminal[:, 0], [False, True, False, False, False])
+    np.testing.assert_array_equal(rows.truncated, [False, False, False, True, False])
+
+
+def test_what_was_written_is_read_again(env, tmp_path):
+    rows, totals = collect_rows(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=2)
+    write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "again.csv")
+    again = read_csv(tmp_path / "again.csv", env)
+    for name, array in again.rows._asdict().items():
+        if name != "action_mask":
+            np.testing.assert_array_equal(array, getattr(rows, name), err_msg=name)
+    for name in ("return", "age"):
+        assert again.metadata["metrics"][name] == pytest.approx(totals[name].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text.replace(",15\n", "\n").replace(",14", ""), "lacks the columns"),
+        (lambda text: text.replace(",15\n", ",15,16\n"), "has 17 columns"),
+        (lambda text: text.replace("-10.5", "oops"), "is damaged"),
+        (lambda text: text.replace("-10.5", "nan"), "must be finite"),
+        (lambda text: text[: len(HEADER) + 30], "is damaged"),
+        (lambda text: text[: len(HEADER) + 1], "no transitions"),
+        (lambda text: text.replace(",1,14,", ",1,15,"), "from 0 to 14"),
+        (lambda text: text.replace(",1,14,", ",1,1.5,"), "whole numbers"),
+    ],
+)
+def test_a_wrong_file_is_refused(env, log, change, told):
+    log.write_text(change(log.read_text()))
+    with pytest.raises(UserError, match=told):
+        read_csv(log, env)
+
+
+def test_what_does_not_fit_is_refused(env, log, tmp_path, continuous):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_csv(tmp_path / "nowhere.csv", env)
+    with pytest.raises(UserError, match="lacks the columns 16"):
+        read_csv(log, make("uav/iot"))
+    with pytest.raises(UserError, match="with raw observations"):
+        read_csv(log, make("uav/iot", devices=DEVICES, observation_scale="unit"))
+    with pytest.raises(UserError, match="Only datasets of uav/iot"):
+        write_csv(continuous, tmp_path / "x.csv")
+    assert not (tmp_path / "x.csv").exists()

@@ -1,0 +1,101 @@
+"""Logs of online learning, and the datasets that are cut out of them."""
+
+import jax
+import numpy as np
+import pytest
+from omarl_envs import make
+
+from omarl_jax import UserError, load_dataset
+from omarl_jax.data import logs
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.recipes import load_datasets
+from omarl_jax.data.validation import validate
+
+STEPS = 1_000
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make("uav/iot")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """A run of ten episodes that learns in tiny steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "STEPS", STEPS)
+        patch.setattr(logs, "_SETTINGS", logs._SETTINGS._replace(capacity=STEPS, warmup=200))
+        patch.setattr(logs, "_OVERRIDES", logs._OVERRIDES | {"hidden": (8,), "epsilon_rounds": 500.0})
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(env):
+    return logs.learn(env, [0, 1])
+
+
+def test_a_log_holds_every_step_after_the_warm_up(env, made):
+    log = made[0]
+    np.testing.assert_array_equal(log.ends, np.arange(100, STEPS + 1, 100))
+    steps = log.steps
+    within = np.arange(1, STEPS + 1) % 100 != 0
+    np.testing.assert_array_equal(steps.next_obs[:-1][within[:-1]], steps.obs[1:][within[:-1]])
+    np.testing.assert_array_equal(steps.truncated, ~within)
+    ages = steps.next_state[:, 4:].mean(axis=1)
+    np.testing.assert_allclose(log.metrics["age"], ages, rtol=1e-5)
+    np.testing.assert_allclose(log.metrics["return"], (steps.rewards[:, 0] + ages) / 2 - ages, rtol=1e-4)
+
+
+def test_exploration_falls_and_seeds_differ(made):
+    variety = [len(np.unique(made[0].steps.actions[part])) for part in (slice(0, 200), slice(STEPS - 200, STEPS))]
+    assert variety[0] > 50  # of 55: 400 draws, nearly all random
+    assert variety[1] < 40
+    assert (made[0].steps.actions != made[1].steps.actions).mean() > 0.5
+
+
+def test_a_team_learns_the_same_whoever_learns_beside_it(env, made):
+    alone = logs.learn(env, [1])[0]
+    np.testing.assert_array_equal(alone.steps.actions[:200], made[1].steps.actions[:200])
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "episodes"),
+    [("middle", 300, [5, 6, 7]), ("middle", 201, [5, 6, 7]), ("early", 200, [0, 1]), ("late", 200, [8, 9]),
+     ("mixed", 400, [0, 3, 6, 9])],
+)  # fmt: skip
+def test_parts_are_whole_episodes(env, made, part, size, episodes):
+    log = made[0]
+    rows, totals, told = logs.cut(env, log, part, size)
+    validate(Dataset(env.task_spec, rows, {}))
+    at = np.concatenate([np.arange(100 * i, 100 * i + 100) for i in episodes])
+    np.testing.assert_array_equal(rows.actions[~rows.closing], log.steps.actions[at])
+    np.testing.assert_array_equal(rows.state[rows.closing], log.steps.next_state[[100 * i + 99 for i in episodes]])
+    np.testing.assert_allclose(totals["risk"], [log.metrics["risk"][100 * i : 100 * i + 100].sum() for i in episodes])
+    assert f"steps {100 * episodes[0]:,} to {100 * episodes[-1] + 100:,}" in told
+
+
+@pytest.mark.parametrize(("part", "size", "most"), [("middle", 501, 500), ("late", 1_001, "1,000")])
+def test_more_than_there_is_is_refused(env, made, part, size, most):
+    with pytest.raises(UserError, match=f"holds {most} transitions, not {size:,}"):
+        logs.cut(env, made[0], part, size)
+
+
+def test_a_dataset_of_a_log_has_its_metadata():
+    first, second = load_datasets("uav/iot", "middle", [0, 1], size=200)
+    assert first.size == second.size == 200
+    assert first.metadata["recipe"] == "middle"
+    assert second.metadata["seed"] == 1
+    metrics = first.metadata["metrics"]
+    assert set(metrics) == {"return", "age", "power", "risk"}
+    assert first.metadata["mean_return"] == metrics["return"]
+    training = float(first.episode_returns().mean())
+    assert metrics["return"] == pytest.approx((training + metrics["age"]) / 2 - metrics["age"], rel=1e-4)
+    once, again = (load_dataset("uav/iot", "middle", 1, 200).rows for _ in range(2))
+    assert jax.tree.all(jax.tree.map(np.array_equal, once, again))
+
+
+def test_continuous_tasks_have_no_logs_and_discrete_ones_no_snapshots():
+    with pytest.raises(UserError, match="no dataset 'late'"):
+        load_dataset("particle/spread", "late")
+    with pytest.raises(UserError, match="no dataset 'medium'; did you mean"):
+        load_dataset("uav/iot", "medium")
