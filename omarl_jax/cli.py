@@ -233,7 +233,8 @@ def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, roun
         task: particle/tag or particle/world.
         out: file to write, an .npz.
         seed: of training.
-        rounds: learning rounds, each after 100 environment steps; 2,000 made the prey of tag that ships, 4,000 that of world.
+        rounds: learning rounds, each after 100 environment steps. Of the prey that ship, that of tag had 2,000, that of
+            world 4,000.
     """
     from omarl_jax.data import behaviour
     from omarl_jax.data.recipes import make_env

@@ -4,6 +4,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax.collect import play
@@ -22,12 +23,13 @@ def evaluate(
     """Plays episodes with one policy.
 
     Returns:
-        for each of the task's quantities its sum over each episode, (E,). `return` is always among them, in units of
-        the task.
+        for each of the task's quantities its sum over each episode, (E,); `return` is always among them, in units of
+        the task. And `length`, the steps of each episode.
     """
 
     def one(key: chex.PRNGKey) -> dict[str, chex.Array]:
-        metrics = play(env, act, carry, policy, key, explore).metrics
-        return {name: values.sum() for name, values in metrics.items()}
+        steps = play(env, act, carry, policy, key, explore)
+        totals = {name: values.sum() for name, values in steps.metrics.items()}
+        return totals | {"length": steps.valid.sum(dtype=jnp.float32)}
 
     return jax.vmap(one)(jax.random.split(key, episodes))

@@ -1,6 +1,6 @@
 """The pictures of a report, as matplotlib figures that need no display.
 
-Every function takes `methods`, all methods of the report in one order, since the place in it decides a method's colour:
+Most functions take `methods`, all methods of the report in one order, since the place in it decides a method's colour:
 so a method looks the same in every picture.
 """
 
@@ -43,6 +43,22 @@ class Panel(NamedTuple):
     title: str
     curves: Mapping[str, Curve]
     levels: Mapping[str, tuple[float, str | None]]
+
+
+class Line(NamedTuple):
+    """How one method does as a setting varies.
+
+    Attributes:
+        values: of the setting.
+        finals: at each value (runs,) mean return or score of the last policies.
+        tails: at each value their CVaR.
+        exposure: at each value the agents that are at risk in a step, or None where the task knows no risk.
+    """
+
+    values: Sequence[float]
+    finals: Sequence[np.ndarray]
+    tails: Sequence[float]
+    exposure: Sequence[float] | None
 
 
 def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
@@ -93,6 +109,43 @@ def performance_profiles(scores: Mapping[str, statistics.Scores], methods: Seque
         axes.fill_between(thresholds, low, high, color=_colour(methods, method), alpha=0.15, linewidth=0)
     axes.set(xlabel="score τ", ylabel="share of runs above τ", ylim=(-0.02, 1.02))
     _legend(figure, methods)
+    return figure
+
+
+def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figure:
+    """Mean with its 95 % interval, and CVaR, against a setting; and beside it, where there is risk, against the risk.
+
+    Args:
+        lines: by algorithm.
+        setting: what varies.
+        unit: of returns or scores.
+        xi: the level of the CVaR.
+    """
+    risky = all(line.exposure is not None for line in lines.values())
+    figure = Figure(figsize=(9 if risky else 6, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, 2 if risky else 1, squeeze=False)[0]
+    ticks = sorted({value for line in lines.values() for value in line.values})
+    for number, (algorithm, line) in enumerate(lines.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        at = [ticks.index(value) for value in line.values]
+        means = [values.mean() for values in line.finals]
+        ends = [statistics.bootstrap_interval(statistics.mean, {"": values}) for values in line.finals]
+        left.plot(at, means, color=colour, marker="o", label=algorithm)
+        left.fill_between(
+            at, [end.low for end in ends], [end.high for end in ends], color=colour, alpha=0.15, linewidth=0
+        )
+        left.plot(at, line.tails, color=colour, linestyle="--")
+        for axes in right:
+            assert line.exposure is not None
+            axes.plot(line.exposure, means, color=colour, marker="o")
+            for value, x, y in zip(line.values, line.exposure, means, strict=True):
+                axes.annotate(
+                    f"{value:g}", (x, y), xytext=(4, 4), textcoords="offset points", size=_SMALL, color=colour
+                )
+            axes.set(xlabel="agents at risk in a step", ylabel=unit)
+    left.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+    left.set(xlabel=setting, ylabel=f"{unit} (dashed: CVaR {xi:g})")
+    figure.legend(loc="outside upper center", ncols=len(lines), frameon=False, fontsize=_SMALL)
     return figure
 
 

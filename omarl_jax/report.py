@@ -83,7 +83,7 @@ def _texts(row: Row) -> dict[str, str]:
         "paper": paper + ("" if row.comparable else " †"),
         "data": _number(row.data_mean),
         "best during training": _number(row.best),
-        f"CVaR {CVAR_LEVEL:g}": _number(row.cvar),
+        f"CVaR {CVAR_LEVEL:g}": _number(row.tails[CVAR_LEVEL]),
         "seeds": seeds,
         "config": row.config_hash,
     }
@@ -136,11 +136,12 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
             "comparable_with_paper": row.comparable,
             "data_mean": row.data_mean,
             "best_during_training": row.best,
-            "cvar": row.cvar,
+            **{f"cvar_{xi:g}": value for xi, value in row.tails.items()},
             "saturation": row.saturation,
             "seeds": len(row.runs),
             "seeds_started": row.started,
             **{f"final_{name}": value for name, value in row.metrics.items()},
+            **{f"episodes_with_{name}": value for name, value in row.exposed.items()},
         }
         for row in rows
     ]
@@ -151,7 +152,7 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Name -> picture: curves per task, histograms of returns per dataset, profiles of all methods."""
+    """Name -> picture: curves per task, histograms of returns and grids per dataset, profiles of all methods."""
     rows = [row for row in rows if row.runs]
     methods = _methods(rows)
     figures = {}
@@ -168,6 +169,9 @@ def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
             CVAR_LEVEL,
             data_mean([run for row in cell for run in row.runs], "mean_return"),
         )
+        for name, lines in _grids(cell).items():
+            unit = "score" if all(row.normalised for row in cell) else "return"
+            figures[_file_name("grid", name, task, dataset)] = plotting.grid(lines, name, unit, CVAR_LEVEL)
     if profiles := _shared_scores(rows):
         figures["profiles"] = plotting.performance_profiles(profiles, methods)
     return figures
@@ -190,6 +194,31 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
             levels[f"{algorithm}, paper"] = paper.mean, of_algorithm[0].method if len(of_algorithm) == 1 else None
     title = cell[0].dataset if all(row.comparable for row in cell) else f"{cell[0].dataset} (not the paper's data)"
     return plotting.Panel(title, curves, levels)
+
+
+def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plotting.Line]]:
+    """Name of a setting -> method -> how it does at each value, for settings with three values or more.
+
+    Rows that differ in something else, too, are left out; more data go with more rounds.
+    """
+    grids: dict[str, dict[str, plotting.Line]] = {}
+    for algorithm, rows in grouped(cell, lambda row: row.algorithm).items():
+        names = {name for row in rows for name in row.differs} - ({"rounds"} if "size" in rows[0].differs else set())
+        if len(names) != 1:
+            continue
+        (name,) = names
+        values = [row.differs.get(name) for row in rows]
+        if len(rows) < 3 or not all(isinstance(value, int | float) for value in values):
+            continue
+        ordered = sorted(rows, key=lambda row: row.differs[name])
+        exposure = [row.metrics["risk"] / row.metrics["length"] for row in ordered if "risk" in row.metrics]
+        grids.setdefault(name, {})[algorithm] = plotting.Line(
+            [row.differs[name] for row in ordered],
+            [row.finals for row in ordered],
+            [row.tails[CVAR_LEVEL] for row in ordered],
+            exposure or None,
+        )
+    return grids
 
 
 def _methods(rows: Iterable[Row]) -> list[str]:
@@ -273,9 +302,18 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], paths: Mapping[str, Path], s
         parts.append(_html_table([_texts(row) for row in of_task], by="dataset"))
         if (curves := paths.get(_file_name("curves", task))) is not None:
             parts.append(_picture(curves, f"Learning curves on {task}"))
-        if any(row.metrics for row in of_task):
-            summary = "<summary>Task metrics of the last policies, mean over episodes and seeds</summary>"
+        if any(row.metrics.keys() - {"length"} for row in of_task):
+            summary = "<summary>Task metrics of the last policies, means over steps, episodes and seeds</summary>"
             parts.append(f"<details>{summary}{_metrics_table(of_task)}</details>")
+        summary = "<summary>Lower tails: CVaR of the last policies at several levels</summary>"
+        parts.append(f"<details>{summary}{_tails_table(of_task)}</details>")
+        grids = [
+            (name, dataset)
+            for dataset, cell in grouped(of_task, lambda row: row.dataset).items()
+            for name in _grids([row for row in cell if row.runs])
+        ]
+        for name, dataset in grids:
+            parts.append(_picture(paths[_file_name("grid", name, task, dataset)], f"{name} on {task} {dataset}"))
         histograms = {row.dataset: paths.get(_file_name("returns", task, row.dataset)) for row in of_task}
         pictures = [_picture(path, f"Returns on {task} {dataset}") for dataset, path in histograms.items() if path]
         if pictures:
@@ -337,15 +375,31 @@ def _sources(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
 
 
 def _metrics_table(rows: Sequence[Row]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    cells = {name: [f"{row.metrics[name]:.3g}" if name in row.metrics else _NOTHING for row in rows] for name in names}
-    return _html_table(
-        [
-            {"dataset": row.dataset, "method": row.method, **{name: cells[name][i] for name in names}}
-            for i, row in enumerate(rows)
-        ],
-        by="dataset",
-    )
+    """Quantities a step, and how many episodes had any risk at all."""
+
+    def cells(row: Row) -> dict[str, str]:
+        length = row.metrics.get("length", 1.0)
+        unit = "a step" if "length" in row.metrics else "an episode"
+        told = {f"{name} {unit}": f"{value / length:.3g}" for name, value in row.metrics.items() if name != "length"}
+        return told | {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.exposed.items()}
+
+    told = [cells(row) for row in rows]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(told)))
+    lines = [
+        {"dataset": row.dataset, "method": row.method} | {name: cell.get(name, _NOTHING) for name in names}
+        for row, cell in zip(rows, told, strict=True)
+    ]
+    return _html_table(lines, by="dataset")
+
+
+def _tails_table(rows: Sequence[Row]) -> str:
+    lines = [
+        {"dataset": row.dataset, "method": row.method}
+        | {f"CVaR {xi:g}": _number(value) for xi, value in row.tails.items()}
+        | {"mean": _number(row.mean)}
+        for row in rows
+    ]
+    return _html_table(lines, by="dataset")
 
 
 def _html_table(lines: Sequence[Mapping[str, str]], by: str | None = None) -> str:

@@ -19,6 +19,7 @@ from omarl_jax import published, statistics
 from omarl_jax.errors import UserError
 
 CVAR_LEVEL = 0.1
+TAILS = (0.05, CVAR_LEVEL, 0.15, 0.25, 0.5)
 SATURATED = 0.9
 _QUALITIES = (*("random", "early", "medium-replay", "middle", "medium", "mixed", "medium-expert", "late", "expert"),)
 _T = TypeVar("_T")
@@ -31,7 +32,7 @@ class Run:
     Attributes:
         folder: where it lies.
         algorithm: the method, or its variant where `config.json` names one (`omar_cem`).
-        task, dataset, seed, data_seed, rounds, config, config_hash, data: as in `config.json`.
+        task, dataset, seed, data_seed, rounds, options, config, config_hash, data: as in `config.json`.
         reference: returns to normalise with, or None.
         evaluations: (E,) rounds after which the policy was evaluated.
         returns: (E, episodes) raw returns.
@@ -49,6 +50,7 @@ class Run:
     seed: int
     data_seed: int
     rounds: int
+    options: dict[str, Any]
     config: dict[str, Any]
     config_hash: str
     data: dict[str, Any]
@@ -72,18 +74,21 @@ class Row:
 
     Attributes:
         task, dataset, algorithm, config_hash: what the runs have in common.
-        differs: hyperparameters in which this row differs from others of the same task, dataset and algorithm.
+        differs: hyperparameters, options of the task, rounds and size of the data in which this row differs from others
+            of the same task, dataset and algorithm.
         runs: the runs that did not diverge.
         started: the number of runs, with those that diverged.
         normalised: whether numbers are scores or, without a reference, raw returns.
         finals: (runs,) mean over episodes of the last policy of each run.
         best: the best mean over episodes that each run reached during training, averaged over runs.
-        cvar: mean of the lowest 10 % of the episodes of the last policy of each run, averaged over runs.
+        tails: level -> CVaR: the mean of that share of the episodes of the last policy of each run that are the lowest,
+            averaged over runs.
         interval: 95 % bootstrap interval of the IQM.
         paper: what was published, or None.
         data_mean: mean of the data, or None where unknown.
         comparable: whether the data are those of the paper, or made the same way.
-        metrics: task metrics of the last policies, averaged over episodes and runs.
+        metrics: task metrics of the last policies, averaged over episodes and runs; `length` is that of the episodes.
+        exposed: share of the episodes in which a `risk…` metric of the task was not zero.
         saturation: that of the most saturated run, or None.
     """
 
@@ -97,12 +102,13 @@ class Row:
     normalised: bool
     finals: np.ndarray
     best: float
-    cvar: float
+    tails: dict[float, float]
     interval: statistics.Interval
     paper: published.Published | None
     data_mean: float | None
     comparable: bool
     metrics: dict[str, float]
+    exposed: dict[str, float]
     saturation: float | None
 
     @property
@@ -157,7 +163,10 @@ def table(runs: Sequence[Run]) -> list[Row]:
     cells = grouped(groups.values(), lambda group: (group[0].task, group[0].dataset, group[0].algorithm))
     rows = []
     for cell in cells.values():
-        settings = [{"rounds": group[0].rounds, **group[0].config} for group in cell]
+        settings = [
+            {"rounds": group[0].rounds, "size": group[0].data.get("size"), **group[0].options, **group[0].config}
+            for group in cell
+        ]
         if any(one == other for one, other in itertools.combinations(settings, 2)):
             hashes = [{"hash": group[0].config_hash[:8]} for group in cell]  # nothing else tells them apart
             settings = [setting | name for setting, name in zip(settings, hashes, strict=True)]
@@ -187,7 +196,7 @@ def _read(folder: Path) -> Run:
             folder=folder,
             algorithm=config.get("variant") or config["algorithm"],
             **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
-            **{name: config[name] for name in ("config", "config_hash", "data")},
+            **{name: config[name] for name in ("options", "config", "config_hash", "data")},
             reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
             evaluations=arrays["rounds"],
             returns=arrays["returns"],
@@ -234,7 +243,7 @@ def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
 
     finals = np.array([unit(run, run.final_returns).mean() for run in runs])
     best = [unit(run, run.returns).mean(axis=1).max() for run in runs if run.returns.size]
-    lowest = [unit(run, statistics.cvar(run.final_returns, CVAR_LEVEL)) for run in runs]
+    tails = {xi: _mean([float(unit(run, statistics.cvar(run.final_returns, xi))) for run in runs]) for xi in TAILS}
     saturations = [run.saturation for run in runs if run.saturation is not None]
     metrics = [name for name in first.final_metrics if runs and all(name in run.final_metrics for run in runs)]
     return Row(
@@ -248,12 +257,17 @@ def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
         normalised=normalised,
         finals=finals,
         best=_mean(best),
-        cvar=_mean(lowest),
+        tails=tails,
         interval=_iqm_interval(finals),
         paper=published.lookup(first.task, first.dataset, first.algorithm) if normalised else None,
         data_mean=data_mean(group, "mean_score" if normalised else "mean_return"),
         comparable=comparable,
         metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
+        exposed={
+            name: _mean([(run.final_metrics[name] > 0).mean() for run in runs])
+            for name in metrics
+            if name.startswith("risk")
+        },
         saturation=max(saturations, default=None),
     )
 

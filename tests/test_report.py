@@ -44,7 +44,7 @@ def write_run(
         "seed": 0,
         "data_seed": 0,
     }
-    full |= {"rounds": 9, "config": {"omar_coe": 1.0, "layers": [64]}, "config_hash": "0123456789abcdef"}
+    full |= {"rounds": 9, "config": {"omar_coe": 1.0, "layers": [64]}, "config_hash": "0123456789abcdef", "options": {}}
     full["data"] = {"mean_score": 30.0, "mean_return": 160.0, "comparable": True, "size": 5, "hash": "x"} | (data or {})
     full |= {"reference": REFERENCE} | config
     (folder / "config.json").write_text(json.dumps(full))
@@ -86,7 +86,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     assert row.sd == pytest.approx(np.sqrt(700 / 3))  # sample variance of 0, 10, 30
     assert row.iqm == pytest.approx(203.5 / 3)  # of three runs none is left out
     assert row.best == pytest.approx((90 + 100 + 0) / 3)  # best means over episodes: returns 280, 300, 100
-    assert row.cvar == pytest.approx((50 + 60 + 80) / 3)  # lowest of ten episodes
+    assert row.tails[0.1] == pytest.approx((50 + 60 + 80) / 3)  # lowest of ten episodes
     assert 54.5 <= row.interval.low < row.iqm < row.interval.high <= 84.5
     assert row.paper is not None
     assert (row.paper.mean, row.paper.sd) == (47.9, 18.9)
@@ -121,7 +121,7 @@ def test_failed_runs_are_counted_and_listed_but_in_no_number(tmp_path: Path, bro
     write_run(tmp_path / "runs" / "b", np.full(10, 240), seed=1)
     write_run(tmp_path / "runs" / "c", seed=2, **broken)
     row = only_row(tmp_path / "runs")
-    assert (row.mean, row.cvar, row.best, row.started) == (60, 60, 50, 3)
+    assert (row.mean, row.tails[0.1], row.best, row.started) == (60, 60, 50, 3)
     assert "2 of 3" in printed([row])
     page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].read_text()
     assert html.escape(why) in page
@@ -140,7 +140,7 @@ def test_a_method_whose_runs_all_failed_still_has_its_row(tmp_path: Path) -> Non
 def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 200 + TEN, reference=None)
     row = only_row(tmp_path)
-    assert (row.mean, row.cvar, row.best, row.data_mean, row.paper) == (204.5, 200, 200, 160, None)
+    assert (row.mean, row.tails[0.1], row.best, row.data_mean, row.paper) == (204.5, 200, 200, 160, None)
     assert "204.5 ‡" in printed([row])
     assert "‡ raw returns" in printed([row])
 

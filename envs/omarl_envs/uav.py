@@ -71,7 +71,8 @@ class UavIot(MultiAgentEnv[State]):
         r = -Σ_u (power_weight P_u + punishment_u) - mean age,
 
     and the metric `return`, by which policies are judged, is the published one that divides the sum over UAVs by their
-    number. Further metrics: `age`, the mean age; `power`, in watts, of all UAVs; `risk`, the UAVs in the region.
+    number. Further metrics: `age`, the mean age; `power`, in watts, of all UAVs; `risk`, how many UAVs are in the
+    region; and `power_0`, `risk_0` and so on of each UAV.
 
     Everyone sees everything: x and y of all UAVs, then all ages. An episode is cut off after 100 steps.
 
@@ -154,7 +155,8 @@ class UavIot(MultiAgentEnv[State]):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """The published quantities of a step."""
-        return ("return", "age", "power", "risk")
+        each = (f"{name}_{u}" for name in ("power", "risk") for u in range(self.num_agents))
+        return ("return", "age", "power", "risk", *each)
 
     def reset(self, key: chex.PRNGKey) -> tuple[State, TimeStep[Observation]]:
         """Puts the UAVs into cells outside the risk region, which they may share."""
@@ -189,19 +191,21 @@ class UavIot(MultiAgentEnv[State]):
         ages = jnp.where(serves.any(axis=0), 1, jnp.minimum(state.ages + 1, MAX_AGE))
 
         apart = PITCH**2 * jnp.square(cells[:, None] - state.mission.devices).sum(axis=-1)  # (U, M) m²
-        power = (self.noise * SNR / GAIN) * jnp.where(serves, apart + HEIGHT**2, 0.0).sum()
+        power = (self.noise * SNR / GAIN) * jnp.where(serves, apart + HEIGHT**2, 0.0).sum(axis=1)  # (U,) W
         in_region = state.mission.risky[cells[:, 0], cells[:, 1]]
         punished = in_region & jax.random.bernoulli(risk_key, self.risk_probability, in_region.shape)
-        cost = state.mission.power_weight * power + self.risk_penalty * punished.sum()
+        cost = state.mission.power_weight * power.sum() + self.risk_penalty * punished.sum()
         age = ages.mean()
 
         state = state._replace(step=state.step + 1, cells=cells, ages=ages)
         metrics = {
             "return": -cost / cells.shape[0] - age,
             "age": age,
-            "power": power,
+            "power": power.sum(),
             "risk": in_region.sum(dtype=jnp.float32),
         }
+        for u in range(self.num_agents):
+            metrics |= {f"power_{u}": power[u], f"risk_{u}": in_region[u].astype(jnp.float32)}
         rewards = jnp.full((cells.shape[0],), -cost - age)
         return state, self.next(state.step, self._observe(state), rewards, metrics=metrics)
 

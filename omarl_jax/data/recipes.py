@@ -8,6 +8,7 @@ series of snapshots spread evenly over training up to the medium one, which stan
 
 import functools
 import importlib.resources
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ def load_datasets(
     if size < 1:
         raise UserError(f"A dataset needs at least one transition, not {size}.")
     if quality in logs.PARTS:
-        parts = (logs.cut(env, log, quality, size) for log in logs.learn(env, seeds))
+        learned = _logs(task, json.dumps(options, sort_keys=True), tuple(seeds))
+        parts = (logs.cut(env, log, quality, size) for log in learned)
     else:
         parts = (_rollouts(env, quality, seed, size) for seed in seeds)
     made = []
@@ -78,6 +80,11 @@ def load_datasets(
 def _qualities(spec: TaskSpec) -> tuple[str, ...]:
     """The datasets of a task; those from snapshots only where they ship."""
     return tuple(q for q in QUALITIES if q == "random" or (q in logs.PARTS) == (spec.kind == "discrete"))
+
+
+@functools.lru_cache(maxsize=1)  # the packs of a sweep ask for the same ones, again and again
+def _logs(task: str, options: str, seeds: tuple[int, ...]) -> list[logs.Log]:
+    return logs.learn(make_env(task, **json.loads(options)), seeds)
 
 
 def _rollouts(env: MultiAgentEnv, quality: str, seed: int, size: int) -> tuple[Rows, dict[str, np.ndarray], str]:
