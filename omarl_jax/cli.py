@@ -110,6 +110,8 @@ def evaluate(
     episodes: int = 1000,
     seed: int = 0,
     gif: pathlib.Path | None = None,
+    map: pathlib.Path | None = None,
+    quantiles: pathlib.Path | None = None,
     option: tuple[str, ...] = (),
 ) -> None:
     """Plays episodes with a trained policy and prints their returns.
@@ -119,12 +121,14 @@ def evaluate(
         episodes: how many.
         seed: of the episodes.
         gif: also write one episode as a GIF.
+        map: also write the paths of one episode on a map, as a PNG (uav tasks).
+        quantiles: also draw the quantiles of the chosen actions' values in one episode, as a PNG (ciqr and ccqr).
         option: constructor arguments of the task, as name=value.
     """
     import jax
     import numpy as np
 
-    from omarl_jax import evaluation
+    from omarl_jax import evaluation, pictures
     from omarl_jax.data.recipes import make_env
     from omarl_jax.export import load_policy
 
@@ -147,9 +151,11 @@ def evaluate(
     for name, values in rows.items():
         table.add_row(name, *(f"{number:.2f}" for number in (values.mean(), values.std(), values.min(), values.max())))
     _console.print(table)
-    if gif is not None:
-        write_gif(env, act, carry, saved.params, gif, seed)
-        _console.print(f"GIF: {gif}")
+    drawings = ((pictures.write_gif, gif), (pictures.write_map, map), (pictures.write_quantiles, quantiles))
+    for draw, path in drawings:
+        if path is not None:
+            draw(env, saved, path, seed)
+            _console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
 def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
@@ -254,6 +260,7 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
     """
     from omarl_jax.data.recipes import make_env
     from omarl_jax.export import load_policy
+    from omarl_jax.pictures import write_gif
     from omarl_jax.sweep import make_grid
 
     block = {
@@ -267,7 +274,7 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
     if code == 0:
         team = load_policy(out / "runs" / grid.runs[0].name / "policy.npz")
         gif = out / "report" / "omar.gif"
-        write_gif(make_env(team.spec.name), *team.functions, team.params, gif, seed=0)
+        write_gif(make_env(team.spec.name), team, gif, seed=0)
         _console.print(f"trained team: {gif}", highlight=False, soft_wrap=True)
     return code
 
@@ -495,23 +502,6 @@ def _complain(what: str, message: str) -> None:
 def _title(pack: list[Any]) -> str:
     run = pack[0]
     return f"{run.variant or run.algorithm} on {run.task} {run.dataset}, {len(pack)} runs"
-
-
-def write_gif(env: Any, act: Any, carry: Any, policy: Any, path: pathlib.Path, seed: int) -> None:
-    """Plays one episode greedily and writes it as a GIF."""
-    import jax
-    from omarl_envs.rendering import save_gif
-
-    from omarl_jax.collect import play
-
-    steps = jax.jit(lambda key: play(env, act, carry, policy, key))(jax.random.key(seed))
-    last = int(steps.valid.sum())
-    frames = [env.render(jax.tree.map(lambda x, t=t: x[t], steps.env_state)) for t in range(last + 1)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_gif(frames, path, fps=8)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -185,6 +185,26 @@ def returns_histogram(
     return figure
 
 
+def quantiles(atoms: np.ndarray, fractions: np.ndarray, times: Sequence[str]) -> Figure:
+    """Quantile functions of the returns that a team expects of its actions, one panel per agent.
+
+    Args:
+        atoms: (times, N, Q) in units of returns.
+        fractions: (Q,) of the distribution.
+        times: names of the moments.
+    """
+    n = atoms.shape[1]
+    figure = Figure(figsize=(3.6 * n + 0.6, 3.4), layout="constrained")
+    for i, axes in enumerate(figure.subplots(1, n, sharey=True, squeeze=False)[0]):
+        for number, time in enumerate(times):
+            axes.plot(fractions, atoms[number, i], marker="o", label=time if i == 0 else None)
+        axes.set_title(f"agent {i}", loc="left")
+        axes.set_xlabel("fraction")
+    figure.supylabel("learned quantile of the return", size="medium")
+    figure.legend(loc="outside upper center", ncols=len(times), frameon=False, fontsize=_SMALL)
+    return figure
+
+
 def _colour(methods: Sequence[str], method: str) -> str:
     return _COLOURS[methods.index(method) % len(_COLOURS)]
 

@@ -94,10 +94,19 @@ class Picture:
         x, y = np.asarray(position)
         self._axes.add_artist(Text(x, y, text, color=INK, fontsize=size, rotation=rotation, ha=align, va="center"))
 
+    def line(self, points: ArrayLike, colour: str, width: float = 1.5, alpha: float = 1.0) -> None:
+        """A line through points (P, 2), `width` points thick."""
+        self._axes.add_artist(Line2D(*np.asarray(points).T, color=colour, linewidth=width, alpha=alpha))
+
     def image(self) -> np.ndarray:
         """(SIZE, SIZE, 3) uint8."""
         self._canvas.draw()
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_png(picture: np.ndarray, path: str | pathlib.Path) -> None:
+    """Writes one picture, (H, W, 3) uint8."""
+    Image.fromarray(picture).save(path, "PNG")
 
 
 def save_gif(frames: Iterable[np.ndarray], path: str | pathlib.Path, fps: float = 10.0) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jumanji.types import TimeStep
 
+from omarl_envs import rendering
 from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
 
@@ -219,21 +220,45 @@ class UavIot(MultiAgentEnv[State]):
 
     def render(self, state: State) -> np.ndarray:
         """The risk region red, devices the darker the older their information, UAVs blue: (H, W, 3) uint8."""
-        from omarl_envs import rendering
-
-        middle = (self.side - 1) / 2
-        picture = rendering.Picture(self.side / 2 + 0.8, f"step {int(state.step)}/{EPISODE_LENGTH}")
-        picture.square((0.0, 0.0), self.side, edge=rendering.GREY)
-        for cell in np.argwhere(np.asarray(state.mission.risky)):
-            picture.square(cell - middle, 1.0, fill=rendering.RED, alpha=0.35)
+        picture = self._map(state.mission, f"step {int(state.step)}/{EPISODE_LENGTH}")
         for cell, age in zip(np.asarray(state.mission.devices), np.asarray(state.ages), strict=True):
-            picture.square(cell - middle, 0.7, fill=rendering.GOLD, alpha=0.2 + 0.8 * float(age) / MAX_AGE)
-            picture.text(cell - middle, str(int(age)), size=9)
+            picture.square(self._place(cell), 0.7, fill=rendering.GOLD, alpha=0.2 + 0.8 * float(age) / MAX_AGE)
+            picture.text(self._place(cell), str(int(age)), size=9)
         for u, cell in enumerate(np.asarray(state.cells)):
             in_region = bool(state.mission.risky[cell[0], cell[1]])
-            picture.disc(cell - middle, 0.3, rendering.BLUE, alpha=0.8, edge=rendering.RED if in_region else None)
-            picture.text(cell - middle, str(u + 1))
+            edge = rendering.RED if in_region else None
+            picture.disc(self._place(cell), 0.3, rendering.BLUE, alpha=0.8, edge=edge)
+            picture.text(self._place(cell), str(u + 1))
         return picture.image()
+
+    def render_path(self, states: Sequence[State]) -> np.ndarray:
+        """The ways of the UAVs through an episode, each in its colour, from a disc to a square: (H, W, 3) uint8."""
+        cells = np.stack([np.asarray(state.cells) for state in states])  # (T + 1, U, 2)
+        mission = states[0].mission
+        entered = np.asarray(mission.risky)[cells[1:, :, 0], cells[1:, :, 1]].sum()
+        picture = self._map(mission, f"{len(states) - 1} steps, {entered} in the region")
+        for cell in np.asarray(mission.devices):
+            picture.square(self._place(cell), 0.7, fill=rendering.GOLD, alpha=0.8)
+        colours = (rendering.BLUE, rendering.GREEN, rendering.INK)
+        for u in range(self.num_agents):
+            # Beside each other, where several fly the same way.
+            way = self._place(cells[:, u]) + 0.12 * (u - (self.num_agents - 1) / 2)
+            colour = colours[u % len(colours)]
+            picture.line(way, colour, alpha=0.6)
+            picture.disc(way[0], 0.15, colour)
+            picture.square(way[-1], 0.25, fill=colour)
+        return picture.image()
+
+    def _map(self, mission: Mission, caption: str) -> rendering.Picture:
+        picture = rendering.Picture(self.side / 2 + 0.8, caption)
+        picture.square((0.0, 0.0), self.side, edge=rendering.GREY)
+        for cell in np.argwhere(np.asarray(mission.risky)):
+            picture.square(self._place(cell), 1.0, fill=rendering.RED, alpha=0.35)
+        return picture
+
+    def _place(self, cells: np.ndarray) -> np.ndarray:
+        """Cells (…, 2) -> points of the picture, whose middle is that of the grid."""
+        return cells - (self.side - 1) / 2
 
 
 def _checked(name: str, cells: Sequence[tuple[int, int]], side: int) -> np.ndarray:

@@ -28,6 +28,7 @@ leaves the sign of the gradient; `published_penalty` subtracts the number of the
 `published_reward` counts the reward N (`ccqr`) or N/2 (`ccql`) times; `published_targets` starts the targets elsewhere.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -133,13 +134,29 @@ def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
     require(most <= 1, f"Not more than all actions can be random: epsilon must lie in [0, 1], not {most}.")
 
 
+def fractions(config: Config) -> chex.Array:
+    """(Q,) the fractions of the return's distribution that the atoms stand for; Q = 1 without quantiles."""
+    atoms = max(config.quantiles, 1)
+    return config.risk * (2 * jnp.arange(atoms) + 1) / (2 * atoms)
+
+
+def action_atoms(config: Config, spec: TaskSpec) -> Callable[[GreedyPolicy, chex.Array], chex.Array]:
+    """What a policy knows of its actions: (policy, obs (N, O)) -> atoms (N, Q, A), of returns times `reward_scale`."""
+    network = _network(config, spec)
+    return lambda policy, obs: jax.vmap(network.apply)(policy.params, obs, policy.norm)
+
+
+def _network(config: Config, spec: TaskSpec) -> networks.Network:
+    return networks.action_values(spec, config.hidden, config.input_norm, max(config.quantiles, 1))
+
+
 def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     """Makes MA-CIQR for a discrete task."""
-    n, atoms = spec.n_agents, max(config.quantiles, 1)
+    n = spec.n_agents
     groups = 1 if config.centralised else n  # G teams of N / G agents, which learn together
-    network = networks.action_values(spec, config.hidden, config.input_norm, atoms)
+    network = _network(config, spec)
+    atoms_of = action_atoms(config, spec)
     optimiser = clipped_adam(config.lr, config.grad_clip)
-    fractions = config.risk * (2 * jnp.arange(atoms) + 1) / (2 * atoms)
     counted = 1.0
     if config.published_reward and config.centralised:
         counted = n if config.quantiles else n / 2
@@ -186,7 +203,9 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
             own = of_actions(values, actions)
             total = own.sum(axis=0)  # (B, Q)
             if config.quantiles:
-                td_loss = 0.5 * quantile_huber(total, target, fractions, config.huber, config.published_axis).mean()
+                td_loss = (
+                    0.5 * quantile_huber(total, target, fractions(config), config.huber, config.published_axis).mean()
+                )
             else:
                 td_loss = 0.5 * jnp.square(total - target).mean()
             data = actions[..., None].astype(jnp.float32) if config.published_penalty else own
@@ -220,7 +239,7 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     def act(
         policies: GreedyPolicy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
     ) -> tuple[chex.Array, Any]:
-        values = jax.vmap(network.apply)(policies.params, obs, policies.norm).mean(axis=-2)  # (N, A)
+        values = atoms_of(policies, obs).mean(axis=-2)  # (N, A)
         actions = legal(values, mask).argmax(axis=-1)
         if explore:
             random_key, which_key = jax.random.split(key)

@@ -1,0 +1,73 @@
+"""Pictures of a trained team: an episode as a film, its paths on a map, and the quantiles it has learned."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from omarl_envs.base import MultiAgentEnv
+from omarl_envs.rendering import save_gif, save_png
+
+from omarl_jax import plotting
+from omarl_jax.algorithms import ciqr
+from omarl_jax.collect import Steps, play
+from omarl_jax.errors import UserError
+from omarl_jax.export import SavedPolicy
+
+
+def write_gif(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
+    """Plays one episode greedily and writes it as a GIF."""
+    states = _states(_episode(env, team, seed))
+    _write(path, lambda: save_gif([env.render(state) for state in states], path, fps=8))
+
+
+def write_map(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
+    """Plays one episode greedily and writes its paths as a PNG.
+
+    Raises:
+        UserError: if the task has no map.
+    """
+    if not hasattr(env, "render_path"):
+        raise UserError(f"'{env.task_spec.name}' has no map to draw paths on.")
+    picture = env.render_path(_states(_episode(env, team, seed)))
+    _write(path, lambda: save_png(picture, path))
+
+
+def write_quantiles(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
+    """Plays one episode greedily and draws the quantiles of its actions' values at four times, as a PNG.
+
+    Raises:
+        UserError: if the method learns no quantiles.
+    """
+    if not isinstance(team.config, ciqr.Config) or not team.config.quantiles:
+        raise UserError(f"'{team.algorithm}' learns no quantiles.")
+    steps = _episode(env, team, seed)
+    times = np.linspace(0, int(steps.valid.sum()) - 1, 4).round().astype(int)
+    atoms = jax.vmap(ciqr.action_atoms(team.config, env.task_spec), (None, 0))(team.params, steps.obs[times])
+    chosen = jnp.take_along_axis(atoms, steps.actions[times][..., None, None], axis=-1)[..., 0]  # (4, N, Q)
+    figure = plotting.quantiles(
+        np.asarray(chosen / team.config.reward_scale),
+        np.asarray(ciqr.fractions(team.config)),
+        [f"step {t}" for t in times],
+    )
+    _write(path, lambda: figure.savefig(path, format="png", dpi=150))
+
+
+def _episode(env: MultiAgentEnv, team: SavedPolicy, seed: int) -> Steps:
+    act, carry = team.functions
+    return jax.jit(lambda key: play(env, act, carry, team.params, key))(jax.random.key(seed))
+
+
+def _states(steps: Steps) -> list[Any]:
+    """The states of the environment up to the end of the episode."""
+    return [jax.tree.map(lambda x, t=t: x[t], steps.env_state) for t in range(int(steps.valid.sum()) + 1)]
+
+
+def _write(path: pathlib.Path, put: Callable[[], Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
