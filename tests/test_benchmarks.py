@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from omarl_envs import make
 from omarl_envs.particle.physics import State
 from omarl_envs.particle.prey import Prey
 from omarl_envs.particle.pursuit import TAG, WORLD, Pursuit
 from omarl_envs.particle.spread import Spread
+
+from omarl_jax import make_algorithm
+from omarl_jax.types import Stats, Transition
 
 # The benchmarks are scripts, no part of the installed packages.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"))
@@ -221,3 +225,49 @@ def test_torch_targets_follow_at_tau_and_keep_their_own_statistics(torch_omar):
             assert not torch.equal(old, new)  # the update moved every parameter
     after = [b for target, _ in networks for b in target.buffers()]
     assert all(torch.equal(a, b) for a, b in zip(statistics, after, strict=True))
+
+
+def test_the_pytorch_ciqr_has_the_loss_of_ours():
+    torch = pytest.importorskip("torch")
+    import torch_ciqr
+
+    env = make("uav/iot")
+    algorithm = make_algorithm("ciqr", env.task_spec)
+    rng = np.random.default_rng(0)
+    n = torch_ciqr.N_AGENTS
+    stats = Stats(jnp.zeros((n, torch_ciqr.OBS_DIM)), jnp.ones((n, torch_ciqr.OBS_DIM)))
+    state = algorithm.init(jax.random.key(0), stats)
+    state = state._replace(target=jax.tree.map(lambda x: 0.9 * x, state.target))
+    obs, next_obs = rng.normal(size=(2, 32, torch_ciqr.OBS_DIM)).astype(np.float32)
+    actions = rng.integers(0, torch_ciqr.N_ACTIONS, (32, n)).astype(np.int32)
+    rewards, terminal = rng.normal(size=32).astype(np.float32), rng.random(32) < 0.3
+    each = lambda x: np.repeat(x[:, None], n, axis=1)  # noqa: E731
+    batch = Transition(each(obs), actions, each(rewards), each(next_obs), each(terminal), np.zeros(32, bool))
+    _, metrics = algorithm.update(state, batch, jax.random.key(1))
+
+    losses = []
+    for i in range(n):
+        agent = torch_ciqr.Agent(torch_ciqr.Config())
+        for network, params in ((agent.network, state.policy.params), (agent.target, state.target)):
+            for number, layer in enumerate((network[0], network[2], network[4])):
+                of = jax.tree.map(lambda x, i=i: torch.from_numpy(np.array(x[i])), params[f"_Dense_{number}"])
+                layer.weight.data, layer.bias.data = of["kernel"].T.contiguous(), of["bias"]
+        arrays = (obs, actions[:, i].astype(np.int64), rewards, next_obs, terminal.astype(np.float32))
+        losses.append(agent.loss(*map(torch.from_numpy, arrays)).item())
+    assert np.mean(losses) == pytest.approx(float(metrics["critic_loss"] + metrics["cql_penalty"]), rel=1e-4)
+
+
+def test_the_naive_uav_task_is_the_same_task():
+    """But for whom bad luck strikes, which draws from other random numbers."""
+    import naive_uav
+
+    ours, naive = make("uav/iot", risk_probability=1.0), naive_uav.NaiveUav(risk_probability=1.0)
+    state, _ = ours.reset(jax.random.key(0))
+    for t in range(20):
+        actions = jax.random.randint(jax.random.key(t), (2,), 0, 55)
+        next_state, timestep = ours.step(state, actions)
+        naive_state, naive_timestep = naive.step(state, actions)
+        np.testing.assert_array_equal(next_state.ages, naive_state.ages)
+        np.testing.assert_array_equal(next_state.cells, naive_state.cells)
+        np.testing.assert_allclose(timestep.reward, naive_timestep.reward, rtol=1e-5)
+        state = next_state

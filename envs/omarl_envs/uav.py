@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 from jumanji.types import TimeStep
 
 from omarl_envs import rendering
@@ -47,18 +48,18 @@ class State(NamedTuple):
     """One flight.
 
     Attributes:
-        key: the randomness of this episode; a step uses `fold_in(key, step)`.
+        key: the randomness of this episode, of threefry.
         step: () int32, steps taken.
         cells: (U, 2) int32, where the UAVs are.
         ages: (M,) int32, steps since each device was served, 1 … 100.
-        mission: of this episode.
+        mission: of this episode; None where all episodes have the same one.
     """
 
     key: chex.PRNGKey
     step: chex.Array
     cells: chex.Array
     ages: chex.Array
-    mission: Mission
+    mission: Mission | None
 
 
 class UavIot(MultiAgentEnv[State]):
@@ -140,6 +141,9 @@ class UavIot(MultiAgentEnv[State]):
         self.side, self.observation_scale = side, observation_scale
         self.risk_penalty, self.risk_probability = risk_penalty, risk_probability
         self.mission = Mission(where, risky, np.float32(power_weight))
+        everywhere = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1)
+        power = self._power(everywhere[:, :, None], where)  # (side, side, M)
+        self._powers = np.pad(power, ((0, 0), (0, 0), (0, 1))).astype(np.float32)  # and 0 for serving nobody
         self.time_limit_is_terminal = time_limit_is_terminal
         size = 2 * n_uavs + len(where)
         self.task_spec = TaskSpec(
@@ -162,10 +166,10 @@ class UavIot(MultiAgentEnv[State]):
     def reset(self, key: chex.PRNGKey) -> tuple[State, TimeStep[Observation]]:
         """Puts the UAVs into cells outside the risk region, which they may share."""
         key, mission_key, cells_key = jax.random.split(key, 3)
-        mission = self._draw(mission_key) if self.random_missions else jax.tree.map(jnp.asarray, self.mission)
-        safe = jnp.where(mission.risky.reshape(-1), -jnp.inf, 0.0)
+        mission = self._draw(mission_key) if self.random_missions else None
+        safe = jnp.where((mission or self.mission).risky.reshape(-1), -jnp.inf, 0.0)
         cells = self._cells(jax.random.categorical(cells_key, safe, shape=(self.task_spec.n_agents,)))
-        ages = jnp.ones((mission.devices.shape[0],), jnp.int32)
+        ages = jnp.ones((len(self.mission.devices),), jnp.int32)
         state = State(key, jnp.zeros((), jnp.int32), cells, ages, mission)
         return state, self.first(self._observe(state))
 
@@ -185,17 +189,19 @@ class UavIot(MultiAgentEnv[State]):
 
     def step(self, state: State, actions: chex.Array) -> tuple[State, TimeStep[Observation]]:
         """Moves, serves and punishes. actions: (U,) int32 below 5 (M + 1)."""
-        risk_key = jax.random.fold_in(state.key, state.step)
+        mission = state.mission or self.mission
         device, move = actions // len(MOVES), actions % len(MOVES)
         cells = jnp.clip(state.cells + jnp.asarray(MOVES)[move], 0, self.side - 1)
         serves = device[:, None] == jnp.arange(state.ages.shape[0])  # (U, M)
         ages = jnp.where(serves.any(axis=0), 1, jnp.minimum(state.ages + 1, MAX_AGE))
 
-        apart = PITCH**2 * jnp.square(cells[:, None] - state.mission.devices).sum(axis=-1)  # (U, M) m²
-        power = (self.noise * SNR / GAIN) * jnp.where(serves, apart + HEIGHT**2, 0.0).sum(axis=1)  # (U,) W
-        in_region = state.mission.risky[cells[:, 0], cells[:, 1]]
-        punished = in_region & jax.random.bernoulli(risk_key, self.risk_probability, in_region.shape)
-        cost = state.mission.power_weight * power.sum() + self.risk_penalty * punished.sum()
+        if state.mission is None:
+            power = jnp.asarray(self._powers)[cells[:, 0], cells[:, 1], device]  # (U,) W
+        else:
+            power = jnp.where(serves, self._power(cells[:, None], mission.devices), 0.0).sum(axis=1)
+        in_region = jnp.asarray(mission.risky)[cells[:, 0], cells[:, 1]]
+        punished = in_region & self._bad_luck(state)
+        cost = mission.power_weight * power.sum() + self.risk_penalty * punished.sum()
         age = ages.mean()
 
         state = state._replace(step=state.step + 1, cells=cells, ages=ages)
@@ -210,6 +216,17 @@ class UavIot(MultiAgentEnv[State]):
         rewards = jnp.full((cells.shape[0],), -cost - age)
         return state, self.next(state.step, self._observe(state), rewards, metrics=metrics)
 
+    def _bad_luck(self, state: State) -> chex.Array:
+        """(U,) bool, true with `risk_probability`. Words of the episode's stream: deriving keys would take longer."""
+        n = self.num_agents
+        count = n * state.step.astype(jnp.uint32) + jnp.arange(n, dtype=jnp.uint32)
+        words = threefry_2x32(jax.random.key_data(state.key), count)
+        return (words >> 8).astype(jnp.float32) < 2.0**24 * self.risk_probability
+
+    def _power(self, cells: Any, devices: Any) -> Any:
+        """What serving a device from a cell takes, in W; both (…, 2)."""
+        return self.noise * SNR / GAIN * (PITCH**2 * ((cells - devices) ** 2).sum(axis=-1) + HEIGHT**2)
+
     def _observe(self, state: State) -> Observation:
         cells, ages = state.cells.reshape(-1).astype(jnp.float32), state.ages.astype(jnp.float32)
         if self.observation_scale == "unit":
@@ -220,12 +237,13 @@ class UavIot(MultiAgentEnv[State]):
 
     def render(self, state: State) -> np.ndarray:
         """The risk region red, devices the darker the older their information, UAVs blue: (H, W, 3) uint8."""
-        picture = self._map(state.mission, f"step {int(state.step)}/{EPISODE_LENGTH}")
-        for cell, age in zip(np.asarray(state.mission.devices), np.asarray(state.ages), strict=True):
+        mission = state.mission or self.mission
+        picture = self._map(mission, f"step {int(state.step)}/{EPISODE_LENGTH}")
+        for cell, age in zip(np.asarray(mission.devices), np.asarray(state.ages), strict=True):
             picture.square(self._place(cell), 0.7, fill=rendering.GOLD, alpha=0.2 + 0.8 * float(age) / MAX_AGE)
             picture.text(self._place(cell), str(int(age)), size=9)
         for u, cell in enumerate(np.asarray(state.cells)):
-            in_region = bool(state.mission.risky[cell[0], cell[1]])
+            in_region = bool(mission.risky[cell[0], cell[1]])
             edge = rendering.RED if in_region else None
             picture.disc(self._place(cell), 0.3, rendering.BLUE, alpha=0.8, edge=edge)
             picture.text(self._place(cell), str(u + 1))
@@ -234,7 +252,7 @@ class UavIot(MultiAgentEnv[State]):
     def render_path(self, states: Sequence[State]) -> np.ndarray:
         """The ways of the UAVs through an episode, each in its colour, from a disc to a square: (H, W, 3) uint8."""
         cells = np.stack([np.asarray(state.cells) for state in states])  # (T + 1, U, 2)
-        mission = states[0].mission
+        mission = states[0].mission or self.mission
         entered = np.asarray(mission.risky)[cells[1:, :, 0], cells[1:, :, 1]].sum()
         picture = self._map(mission, f"{len(states) - 1} steps, {entered} in the region")
         for cell in np.asarray(mission.devices):

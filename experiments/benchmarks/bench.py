@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import naive_env
+import naive_uav
 import numpy_particle
 import tyro
 from jax.sharding import PartitionSpec
@@ -30,6 +31,7 @@ from omarl_jax.runs import environment_record
 from omarl_jax.training import Layout, Trainer
 
 N_ENVS = 1_024
+N_UAV_ENVS = 4_096
 console = Console()
 
 
@@ -47,14 +49,17 @@ def main(
         repeats: measurements of each thing, of which the best counts.
         seeds: numbers of runs in one program.
     """
+    omar, ciqr = _baselines()
     devices = f"{jax.device_count()} devices ({jax.default_backend()})"
     console.print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {devices}")
     results = environment_record() | {
         "cores": os.cpu_count(),
         "devices": jax.device_count(),
         "load": os.getloadavg()[0],
-        "omar": omar_updates(seconds, repeats, seeds),
+        "omar": updates("omar", "particle/spread", omar, seconds, repeats, seeds, per_call=20),
+        "ciqr": updates("ciqr", "uav/iot", ciqr, seconds, repeats, seeds, per_call=1_000),
         "environments": environment_steps(seconds, repeats),
+        "uav": uav_steps(seconds, repeats),
         "memory": memory(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,37 +67,50 @@ def main(
     console.print(f"written to {out}")
 
 
-def omar_updates(seconds: float, repeats: int, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """OMAR on spread, 3 agents, batch 1,024, width 64: updates a second, all runs together."""
-    try:
-        import torch_omar
-    except ImportError:
-        torch_omar = None
-        console.print("PyTorch is not installed (extra 'bench'): OMAR is measured without a baseline.")
-    dataset = load_dataset("particle/spread", "random", size=100_000)
-    method = algorithms.find("omar")
-    config = method.configure(dataset.spec, {})
+def updates(
+    method: str,
+    task: str,
+    baseline: Callable[..., float] | None,
+    seconds: float,
+    repeats: int,
+    seeds: tuple[int, ...],
+    per_call: int,
+) -> dict[str, Any]:
+    """Learning rounds a second, all runs together, with the hyperparameters that a method has by default.
+
+    Args:
+        method: its name.
+        task: what it learns.
+        baseline: the same in PyTorch, a function of `seconds` and `threads`, if that is installed.
+        seconds: of each measurement.
+        repeats: of which the best counts.
+        seeds: numbers of runs in one program.
+        per_call: rounds of all runs together in one call of the program.
+    """
+    dataset = load_dataset(task, "random", size=100_000)
+    found = algorithms.find(method)
+    config = found.configure(dataset.spec, {})
     trainers, compile_seconds = {}, {}
     for n in seeds:
-        trainers[n] = Trainer(method, [config] * n, range(n), [dataset], [0] * n, None, Layout.default(n))
-        rounds = max(2, 20 // n)
+        trainers[n] = Trainer(found, [config] * n, range(n), [dataset], [0] * n, None, Layout.default(n))
         began = time.perf_counter()
-        trainers[n].advance(rounds)
+        trainers[n].advance(max(2, per_call // n))
         compile_seconds[n] = time.perf_counter() - began
     best: dict[Any, float] = {}
     for _ in range(repeats):
         for n, trainer in trainers.items():
-            rate = n * _rate(lambda trainer=trainer, n=n: trainer.advance(max(2, 20 // n)), seconds) * max(2, 20 // n)
+            rounds = max(2, per_call // n)
+            rate = n * rounds * _rate(lambda trainer=trainer, rounds=rounds: trainer.advance(rounds), seconds)
             best[n] = max(best.get(n, 0.0), rate)
-        if torch_omar is not None:
-            rates = [torch_omar.updates_per_second(seconds=seconds / 2, threads=t) for t in (1, os.cpu_count() or 1)]
+        if baseline is not None:
+            rates = [baseline(seconds=seconds / 2, threads=t) for t in (1, os.cpu_count() or 1)]
             best["torch"] = max(best.get("torch", 0.0), *rates)
-    table = Table("OMAR updates/s", "all runs", "x PyTorch", "compile s", box=None, header_style="bold")
-    baseline = best.get("torch")
-    if baseline:
-        table.add_row("PyTorch, eager, the better of 1 and all threads", f"{baseline:.1f}", "1", "")
+    table = Table(f"{method} updates/s", "all runs", "x PyTorch", "compile s", box=None, header_style="bold")
+    slow = best.get("torch")
+    if slow:
+        table.add_row("PyTorch, eager, the better of 1 and all threads", f"{slow:.1f}", "1", "")
     for n in seeds:
-        ratio = f"{best[n] / baseline:.2f}" if baseline else "-"
+        ratio = f"{best[n] / slow:.2f}" if slow else "-"
         table.add_row(f"omarl_jax, {n} seeds", f"{best[n]:.1f}", ratio, f"{compile_seconds[n]:.0f}")
     console.print(table)
     return {"updates_per_second": {str(k): v for k, v in best.items()}, "compile_seconds": compile_seconds}
@@ -141,29 +159,66 @@ def environment_steps(seconds: float, repeats: int) -> dict[str, Any]:
     return {"steps_per_second": best, "compile_seconds": compile_seconds}
 
 
+def uav_steps(seconds: float, repeats: int) -> dict[str, float]:
+    """Steps a second of 4,096 UAV environments with random actions, observations and rewards consumed."""
+    plays = {
+        "omarl_jax": _episodes(make_env("uav/iot"), N_UAV_ENVS),
+        "naive JAX": _episodes(naive_uav.NaiveUav(), N_UAV_ENVS),
+        "omarl_jax, random missions": _episodes(make_env("uav/iot-random"), N_UAV_ENVS),
+    }
+    for play in plays.values():
+        play(0)
+    best = dict.fromkeys(plays, 0.0)
+    for _ in range(repeats):
+        for name, play in plays.items():
+            rate = _rate(lambda play=play: play(1), seconds) * _EPISODES * 100 * N_UAV_ENVS
+            best[name] = max(best[name], rate)
+    table = Table("uav/iot steps/s", "steps/s", "x naive JAX", box=None, header_style="bold")
+    for name, rate in best.items():
+        table.add_row(name, f"{rate:,.0f}", f"{rate / best['naive JAX']:.2f}")
+    console.print(table)
+    return best
+
+
+def _baselines() -> tuple[Callable[..., float] | None, Callable[..., float] | None]:
+    """The PyTorch loops of OMAR and of MA-CIQR, if PyTorch is installed."""
+    try:
+        import torch_ciqr
+        import torch_omar
+    except ImportError:
+        console.print("PyTorch is not installed (extra 'bench'): training is measured without a baseline.")
+        return None, None
+    return torch_omar.updates_per_second, torch_ciqr.updates_per_second
+
+
 _EPISODES = 20
 _EPISODE_STEPS = _EPISODES * 25 * N_ENVS
 
 
-def _episodes(env: MultiAgentEnv) -> Callable[[int], Any]:
+def _episodes(env: MultiAgentEnv, n_envs: int = N_ENVS) -> Callable[[int], Any]:
     """A compiled function that plays some episodes in all environments and uses up everything they show.
 
     The environments are divided among the devices. The environment is the last axis of the random actions, because on
     CPUs random numbers in arrays with a short last axis take six times as long.
     """
-    devices = jax.device_count()
-    n, shape = N_ENVS // devices, (env.task_spec.action_dim, env.task_spec.n_agents, N_ENVS // devices)
+    devices, spec = jax.device_count(), env.task_spec
+    n = n_envs // devices
+
+    def actions(key: jax.Array) -> jax.Array:
+        if spec.kind == "discrete":
+            return jax.random.randint(key, (spec.n_agents, n), 0, spec.action_dim).T
+        return jax.random.uniform(key, (spec.action_dim, spec.n_agents, n), minval=-1.0).T
 
     def step(carry: tuple[Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
         state, total = carry
-        state, timestep = jax.vmap(env.step)(state, jax.random.uniform(key, shape, minval=-1.0).T)
+        state, timestep = jax.vmap(env.step)(state, actions(key))
         view = timestep.observation.agents_view
         return (state, total + view.sum(axis=(1, 2)) + timestep.reward.sum(axis=1)), None
 
     def episode(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         reset_key, key = jax.random.split(key)
         state, _ = jax.vmap(env.reset)(jax.random.split(reset_key, n))
-        (_, total), _ = jax.lax.scan(step, (state, total), jax.random.split(key, env.task_spec.episode_length))
+        (_, total), _ = jax.lax.scan(step, (state, total), jax.random.split(key, spec.episode_length))
         return total, None
 
     def play(seed: jax.Array) -> jax.Array:
