@@ -160,11 +160,14 @@ def environment_steps(seconds: float, repeats: int) -> dict[str, Any]:
 
 
 def uav_steps(seconds: float, repeats: int) -> dict[str, float]:
-    """Steps a second of 4,096 UAV environments with random actions, observations and rewards consumed."""
+    """Steps a second of 4,096 UAV environments, observations and rewards consumed.
+
+    Actions are random, but the same in every episode: to draw them would take as long as the steps.
+    """
     plays = {
-        "omarl_jax": _episodes(make_env("uav/iot"), N_UAV_ENVS),
-        "naive JAX": _episodes(naive_uav.NaiveUav(), N_UAV_ENVS),
-        "omarl_jax, random missions": _episodes(make_env("uav/iot-random"), N_UAV_ENVS),
+        "omarl_jax": _episodes(make_env("uav/iot"), N_UAV_ENVS, redraw=False),
+        "naive JAX": _episodes(naive_uav.NaiveUav(), N_UAV_ENVS, redraw=False),
+        "omarl_jax, random missions": _episodes(make_env("uav/iot-random"), N_UAV_ENVS, redraw=False),
     }
     for play in plays.values():
         play(0)
@@ -195,10 +198,11 @@ _EPISODES = 20
 _EPISODE_STEPS = _EPISODES * 25 * N_ENVS
 
 
-def _episodes(env: MultiAgentEnv, n_envs: int = N_ENVS) -> Callable[[int], Any]:
+def _episodes(env: MultiAgentEnv, n_envs: int = N_ENVS, redraw: bool = True) -> Callable[[int], Any]:
     """A compiled function that plays some episodes in all environments and uses up everything they show.
 
-    The environments are divided among the devices. The environment is the last axis of the random actions, because on
+    The environments are divided among the devices; without `redraw` all episodes have the same random actions. The
+    environment is the last axis of the random actions, because on
     CPUs random numbers in arrays with a short last axis take six times as long.
     """
     devices, spec = jax.device_count(), env.task_spec
@@ -211,19 +215,22 @@ def _episodes(env: MultiAgentEnv, n_envs: int = N_ENVS) -> Callable[[int], Any]:
 
     def step(carry: tuple[Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
         state, total = carry
-        state, timestep = jax.vmap(env.step)(state, actions(key))
+        state, timestep = jax.vmap(env.step)(state, actions(key) if redraw else key)
         view = timestep.observation.agents_view
         return (state, total + view.sum(axis=(1, 2)) + timestep.reward.sum(axis=1)), None
 
-    def episode(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+    def episode(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+        total, drawn = carry
         reset_key, key = jax.random.split(key)
         state, _ = jax.vmap(env.reset)(jax.random.split(reset_key, n))
-        (_, total), _ = jax.lax.scan(step, (state, total), jax.random.split(key, spec.episode_length))
-        return total, None
+        steps = jax.random.split(key, spec.episode_length) if redraw else drawn
+        (_, total), _ = jax.lax.scan(step, (state, total), steps)
+        return (total, drawn), None
 
     def play(seed: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("environments"))
-        return jax.lax.scan(episode, jnp.zeros(n), jax.random.split(key, _EPISODES))[0]
+        drawn = None if redraw else jax.lax.map(actions, jax.random.split(key, spec.episode_length))
+        return jax.lax.scan(episode, (jnp.zeros(n), drawn), jax.random.split(key, _EPISODES))[0][0]
 
     mesh = jax.make_mesh((devices,), ("environments",))
     everywhere = PartitionSpec("environments")
