@@ -145,8 +145,9 @@ def quantile_huber(
 
 
 def legal(values: chex.Array, mask: chex.Array | None) -> chex.Array:
-    """Values of actions, (…, A), those of illegal ones the least there is; no mask: all are legal."""
-    return values if mask is None else jnp.where(mask, values, jnp.finfo(values.dtype).min)
+    """Values of actions, (…, A), those of illegal ones -inf; no mask: all are legal."""
+    # To add is cheaper than to select: what is added is small, and vectorises.
+    return values if mask is None else values + jnp.where(mask, 0.0, -jnp.inf)
 
 
 def conservative_penalty(q_sampled: chex.Array, q_data: chex.Array) -> chex.Array:
