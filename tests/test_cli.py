@@ -3,9 +3,14 @@
 import subprocess
 import sys
 
+import jax
 import pytest
+from omarl_envs import make
 
 from omarl_jax import cli
+from omarl_jax.collect import collect_rows, uniform_act
+from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.importers import write_csv
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -18,7 +23,20 @@ def run(monkeypatch, capsys, *arguments):
 
 @pytest.mark.parametrize(
     "verb",
-    ["list", "collect", "train", "train omar", "evaluate", "sweep", "report", "behaviour", "prey", "demo", "data card"],
+    [
+        "list",
+        "collect",
+        "train",
+        "train omar",
+        "evaluate",
+        "sweep",
+        "report",
+        "behaviour",
+        "prey",
+        "demo",
+        "data card",
+        "data import",
+    ],
 )
 def test_every_verb_explains_itself(monkeypatch, capsys, verb):
     code, out, _ = run(monkeypatch, capsys, *verb.split(), "--help")
@@ -63,6 +81,28 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     assert code == 0, err
     assert "return" in out
     assert gif.read_bytes().startswith(b"GIF")
+
+
+def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys, tmp_path):
+    env = make("uav/iot")
+    rows, _ = collect_rows(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=2)
+    write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "log.csv")
+    data = str(tmp_path / "data")
+    assert run(monkeypatch, capsys, "data", "import", str(tmp_path / "log.csv"), "--out", data)[0] == 0
+    again = tmp_path / "again.csv"
+    assert run(monkeypatch, capsys, "data", "export", data, "--out", str(again))[0] == 0
+    assert again.read_bytes() == (tmp_path / "log.csv").read_bytes()
+    arguments = f"train ciqr uav/iot {data} --risk 0.15 1.0 --rounds 2 --evaluations 1 --batch-size 8 --hidden 8"
+    code, _, err = run(monkeypatch, capsys, *arguments.split(), "--final-episodes", "3", "--out", str(tmp_path / "r"))
+    assert code == 0, err
+    report = (tmp_path / "r" / "report" / "report.html").read_text()
+    assert "episodes with risk" in report
+    team, pictures = sorted((tmp_path / "r" / "runs").iterdir())[0], [tmp_path / "map.png", tmp_path / "quantiles.png"]
+    asked = ["--map", str(pictures[0]), "--quantiles", str(pictures[1])]
+    code, out, err = run(monkeypatch, capsys, "evaluate", str(team), "--episodes", "3", *asked)
+    assert code == 0, err
+    assert "risk_1" in out
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_importing_is_light():

@@ -18,6 +18,7 @@ from omarl_jax.networks import Norm
 from omarl_jax.types import Stats
 
 SPREAD = "particle/spread"
+SNAPSHOTS = ("medium-replay", "medium", "expert")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,9 @@ def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
 def test_the_catalogue_lists_what_can_be_made(two_snapshots, monkeypatch):
     monkeypatch.setattr(omarl_envs, "task_names", lambda: [SPREAD, "matrix/xor"])
     entries = {(entry.task, entry.quality): (entry.size, entry.score) for entry in recipes.catalogue()}
-    assert set(entries) == {(SPREAD, quality) for quality in recipes.QUALITIES} | {("matrix/xor", "random")}
+    logged = ("random", "early", "middle", "late", "mixed")
+    assert set(entries) == {(SPREAD, q) for q in ("random", *SNAPSHOTS)} | {("matrix/xor", q) for q in logged}
+    assert entries["matrix/xor", "late"] == (4_800, None)
     assert entries[SPREAD, "random"] == (1_000_000, 0.0)
     assert entries[SPREAD, "medium-replay"] == (97_500, pytest.approx(100 * (4.0 - 159.8) / 357.0))
     assert entries[SPREAD, "medium"] == (1_000_000, pytest.approx(100 * (5.0 - 159.8) / 357.0))
@@ -150,7 +153,7 @@ def test_the_catalogue_lists_what_can_be_made(two_snapshots, monkeypatch):
 
 def _shipped():
     folder = Path(omarl_jax.data.__file__).parent / "snapshots"
-    return [(path, quality) for path in sorted(folder.glob("*.npz")) for quality in recipes.QUALITIES[1:]]
+    return [(path, quality) for path in sorted(folder.glob("*.npz")) for quality in SNAPSHOTS]
 
 
 @pytest.mark.parametrize(("path", "quality"), _shipped(), ids=lambda value: getattr(value, "stem", value))

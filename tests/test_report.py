@@ -31,6 +31,7 @@ def write_run(
     data: dict[str, Any] | None = None,
     done: bool = True,
     saturation: tuple[float, ...] = (),
+    metrics: dict[str, Any] | None = None,
     **config: Any,
 ) -> None:
     folder.mkdir(parents=True)
@@ -56,6 +57,7 @@ def write_run(
         returns=np.array(returns, dtype=float),
         final_returns=np.array(final_returns, dtype=float),
         final_collisions=np.full(len(final_returns), 2.0 + full["seed"]),
+        **{f"final_{name}": np.array(values) for name, values in (metrics or {}).items()},
     )
     if done:
         (folder / "DONE").touch()
@@ -269,6 +271,46 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
         "",
     )
     assert "| medium | omar | 30.0 ± 5.0 |" in paths["table.md"].read_text()
+
+
+def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path) -> None:
+    for number, level in enumerate((1.0, 0.1, 0.5)):
+        for seed in range(2):
+            risk = {"risk": [0.0, 5.0 * level, 0.0, 5.0 * level], "length": [10.0] * 4}
+            write_run(
+                tmp_path / "runs" / f"{level}-{seed}",
+                100 + 10 * level + seed + np.arange(4),
+                seed=seed,
+                config={"risk": level},
+                config_hash=f"{number}",
+                metrics=risk,
+            )
+    rows = table(load_runs(tmp_path / "runs"))
+    assert [row.differs for row in rows] == [{"risk": 0.1}, {"risk": 0.5}, {"risk": 1.0}]
+    assert rows[1].exposed == {"risk": 0.5}
+    assert rows[1].metrics["risk"] == 1.25
+    assert rows[1].tails[0.25] == pytest.approx(2.75)  # the lowest of four: 105 and 106, which score 2.5 and 3
+    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")
+    assert paths["grid-risk-particle-spread-medium"].read_bytes().startswith(b"\x89PNG")
+    page = paths["report"].read_text()
+    assert "<td>0.125</td>" in page  # agents at risk in a step
+    assert "<td>50 %</td>" in page
+    line = plotting.Line([0.1, 1.0], [np.array([1.0, 3.0]), np.array([4.0, 6.0])], [0.0, 2.0], [0.2, 0.4])
+    figure = plotting.grid({"omar": line}, "risk", "score", 0.1)
+    left, right = figure.axes
+    np.testing.assert_allclose(np.asarray(left.lines[0].get_xydata()), [[0, 2], [1, 5]])
+    np.testing.assert_allclose(np.asarray(left.lines[1].get_xydata()), [[0, 0], [1, 2]])
+    np.testing.assert_allclose(np.asarray(right.lines[0].get_xydata()), [[0.2, 2], [0.4, 5]])
+    assert [label.get_text() for label in left.get_xticklabels()] == ["0.1", "1"]
+
+
+def test_options_of_the_task_and_the_size_of_the_data_tell_rows_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN, options={"risk_penalty": 100.0}, config_hash="a")
+    write_run(tmp_path / "1", TEN, options={"risk_penalty": 300.0}, config_hash="b")
+    write_run(tmp_path / "2", TEN, dataset="random", data={"size": 10}, config_hash="c")
+    write_run(tmp_path / "3", TEN, dataset="random", data={"size": 20}, config_hash="d")
+    names = [row.method for row in table(load_runs(tmp_path))]
+    assert names == ["omar (size=10)", "omar (size=20)", "omar (risk_penalty=100)", "omar (risk_penalty=300)"]
 
 
 def test_curves_show_the_mean_over_runs_and_labels_that_do_not_touch() -> None:

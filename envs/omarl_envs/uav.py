@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -11,9 +11,11 @@ import numpy as np
 from jax.extend.random import threefry_2x32
 from jumanji.types import TimeStep
 
-from omarl_envs import rendering
 from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from omarl_envs.rendering import Picture
 
 EPISODE_LENGTH = 100
 MAX_AGE = 100
@@ -237,6 +239,8 @@ class UavIot(MultiAgentEnv[State]):
 
     def render(self, state: State) -> np.ndarray:
         """The risk region red, devices the darker the older their information, UAVs blue: (H, W, 3) uint8."""
+        from omarl_envs import rendering
+
         mission = state.mission or self.mission
         picture = self._map(mission, f"step {int(state.step)}/{EPISODE_LENGTH}")
         for cell, age in zip(np.asarray(mission.devices), np.asarray(state.ages), strict=True):
@@ -251,6 +255,8 @@ class UavIot(MultiAgentEnv[State]):
 
     def render_path(self, states: Sequence[State]) -> np.ndarray:
         """The ways of the UAVs through an episode, each in its colour, from a disc to a square: (H, W, 3) uint8."""
+        from omarl_envs import rendering
+
         cells = np.stack([np.asarray(state.cells) for state in states])  # (T + 1, U, 2)
         mission = states[0].mission or self.mission
         entered = np.asarray(mission.risky)[cells[1:, :, 0], cells[1:, :, 1]].sum()
@@ -267,7 +273,9 @@ class UavIot(MultiAgentEnv[State]):
             picture.square(way[-1], 0.25, fill=colour)
         return picture.image()
 
-    def _map(self, mission: Mission, caption: str) -> rendering.Picture:
+    def _map(self, mission: Mission, caption: str) -> "Picture":
+        from omarl_envs import rendering
+
         picture = rendering.Picture(self.side / 2 + 0.8, caption)
         picture.square((0.0, 0.0), self.side, edge=rendering.GREY)
         for cell in np.argwhere(np.asarray(mission.risky)):

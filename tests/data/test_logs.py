@@ -86,7 +86,7 @@ def test_a_dataset_of_a_log_has_its_metadata():
     assert first.metadata["recipe"] == "middle"
     assert second.metadata["seed"] == 1
     metrics = first.metadata["metrics"]
-    assert set(metrics) == {"return", "age", "power", "risk"}
+    assert set(metrics) == set(make("uav/iot").metric_names)
     assert first.metadata["mean_return"] == metrics["return"]
     training = float(first.episode_returns().mean())
     assert metrics["return"] == pytest.approx((training + metrics["age"]) / 2 - metrics["age"], rel=1e-4)

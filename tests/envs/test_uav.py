@@ -187,3 +187,41 @@ def test_random_missions_differ_and_are_kept() -> None:
 def test_what_fits_nowhere_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make("uav/iot", **options)
+
+
+def test_each_uav_has_its_own_power_and_risk() -> None:
+    env = make("uav/iot")
+    state, _ = env.reset(jax.random.key(0))
+    state = state._replace(cells=jnp.array([[3, 1], [4, 4]]))  # above the first device, and in the region
+    _, timestep = env.step(state, jnp.array([0, 5 * 10]))  # hover and serve it; hover and serve nobody
+    metrics = {name: float(value) for name, value in timestep.extras["metrics"].items()}
+    assert metrics["power_0"] == pytest.approx(0.155 / 500, rel=1e-5)  # 500 is the weight
+    assert (metrics["power_1"], metrics["risk_0"], metrics["risk_1"]) == (0.0, 0.0, 1.0)
+    assert (metrics["power"], metrics["risk"]) == (metrics["power_0"], metrics["risk_1"])
+
+
+def test_bad_luck_is_as_frequent_as_it_should_be_and_independent() -> None:
+    env = make("uav/iot", n_uavs=2, risk_probability=0.3)
+    keys = jax.random.split(jax.random.key(1), 4_000)
+    state, _ = jax.vmap(env.reset)(keys)
+    state = state._replace(cells=jnp.full((4_000, 2, 2), 4))
+    hover = jnp.full((4_000, 2), 50)
+
+    def step(state, _):  # type: ignore[no-untyped-def]
+        state, timestep = jax.vmap(env.step)(state, hover)
+        return state, jnp.round((-timestep.reward[:, 0] - timestep.extras["metrics"]["age"]) / env.risk_penalty)
+
+    struck = np.asarray(jax.lax.scan(step, state, None, 20)[1])  # (20, 4000) how many of both UAVs
+    shares = [(struck == count).mean() for count in range(3)]
+    np.testing.assert_allclose(shares, [0.49, 0.42, 0.09], atol=0.006)  # 2 sd of 80,000 draws are 0.0035
+    assert abs(np.corrcoef(struck[:-1].ravel(), struck[1:].ravel())[0, 1]) < 0.012
+
+
+def test_paths_are_drawn() -> None:
+    env = make("uav/iot")
+    states = [env.reset(jax.random.key(0))[0]]
+    for t in range(5):
+        states.append(env.step(states[-1], jnp.array([1 + t % 4, 2]))[0])
+    picture = env.render_path(states)
+    assert picture.shape == (480, 480, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
