@@ -88,7 +88,7 @@ def collect(
     from omarl_jax.data import card, storage
     from omarl_jax.data.recipes import load_dataset
 
-    made = load_dataset(task, dataset, seed, size, **_options(option))
+    made = load_dataset(task, dataset, seed, size, **_pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
     _console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
@@ -135,7 +135,7 @@ def evaluate(
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
-    env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | _options(option)))
+    env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | _pairs(option)))
     if saved.count is not None:
         raise UserError(f"'{policy}' holds {saved.count} policies, not one.")
     if env.task_spec != saved.spec:
@@ -199,7 +199,7 @@ def behaviour(
     seed: int = 0,
     rounds: int = 30_000,
     every: int = 250,
-    sharpness: float = 3.0,
+    set: tuple[str, ...] = (),
     option: tuple[str, ...] = (),
 ) -> None:
     """Trains the behaviour policies that datasets are made of, online, and writes their snapshots.
@@ -214,18 +214,19 @@ def behaviour(
         seed: of training.
         rounds: learning rounds, each after 100 environment steps.
         every: rounds between snapshots.
-        sharpness: factor before the tanh of the finished policies, whose forces training leaves too small.
+        set: hyperparameters that differ from the method's defaults, as name=value.
         option: constructor arguments of the task, as name=value.
     """
     from omarl_jax.data import behaviour
     from omarl_jax.data.recipes import make_env
 
-    env = make_env(task, **_options(option))
+    env = make_env(task, **_pairs(option))
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
-    snapshots = behaviour.train(env, algorithm, {}, seed, rounds, every, sharpness)
+    overrides = _pairs(set)
+    snapshots = behaviour.train(env, algorithm, overrides, seed, rounds, every)
     chosen = behaviour.choose(env, snapshots, medium, expert, replay)
-    behaviour.save(out, env, algorithm, {}, seed, sharpness, snapshots, chosen)
+    behaviour.save(out, env, algorithm, overrides, seed, snapshots, chosen)
     for quality, numbers in chosen.items():
         scores = [env.reference.normalise(snapshots[i]["explored"]) for i in numbers]
         told = ", ".join(f"{snapshots[i]['round']}: {score:.1f}" for i, score in zip(numbers, scores, strict=True))
@@ -312,10 +313,7 @@ def data_card(
     from omarl_jax.data import card, storage
     from omarl_jax.data.recipes import load_dataset
 
-    if quality is None:
-        opened = storage.load(dataset)
-    else:
-        opened = load_dataset(dataset, quality, seed, size, **_options(option))
+    opened = storage.load(dataset) if quality is None else load_dataset(dataset, quality, seed, size, **_pairs(option))
     made = card.card(opened)
     _console.print(Markdown(made.markdown()))
     if out is not None:
@@ -345,7 +343,7 @@ def data_import(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, opt
     from omarl_jax.data import card, importers, storage
     from omarl_jax.data.recipes import make_env
 
-    made = importers.read_csv(file, make_env("uav/iot", **_options(option)))
+    made = importers.read_csv(file, make_env("uav/iot", **_pairs(option)))
     storage.save(made, out)
     card.write(card.card(made), out)
     _console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
@@ -435,7 +433,7 @@ def _train(algorithm: str, arguments: Sequence[str]) -> int:
             if value is not None
             for field_type in [next(f.type for f in dataclasses.fields(method.config) if f.name == name)]
         },
-        "options": _options(given.option),
+        "options": _pairs(given.option),
     }
     block |= {name: value for name in ("rounds", "size") if (value := getattr(given, name)) is not None}
     grid = make_grid(
@@ -504,13 +502,13 @@ def _title(pack: list[Any]) -> str:
     return f"{run.variant or run.algorithm} on {run.task} {run.dataset}, {len(pack)} runs"
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
+def _pairs(pairs: Sequence[str]) -> dict[str, Any]:
     """`n_agents=5` -> {"n_agents": 5}; what is no Python value is a string."""
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"An option is written name=value, not '{pair}'.")
+            raise UserError(f"What is set is written name=value, not '{pair}'.")
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

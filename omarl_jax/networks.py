@@ -228,6 +228,12 @@ def deterministic_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: In
     return network(_DeterministicPolicy(hidden, spec.action_dim, input_norm))
 
 
+def sharpened(params: Any, gain: chex.Array) -> Any:
+    """The parameters of a deterministic policy that multiplies by `gain` before its tanh."""
+    last = max(name for name in params if name.startswith("_Dense"))
+    return {**params, last: jax.tree.map(lambda x: gain * x, params[last])}
+
+
 def gaussian_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNorm) -> Network:
     """apply(params, obs (…, O), norm) -> mean and log standard deviation (…, A) of a Gaussian that tanh squashes."""
     return network(_GaussianPolicy(hidden, spec.action_dim, input_norm))

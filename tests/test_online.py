@@ -160,16 +160,14 @@ def test_rounds_must_be_a_multiple_of_those_between_snapshots():
         behaviour.train(Clocks(), "matd3", {}, seed=0, rounds=100, every=30)
 
 
-def test_sharpness_multiplies_what_goes_into_the_tanh():
+def test_a_gain_multiplies_what_goes_into_the_tanh_when_acting():
     spec = Clocks().task_spec
-    algorithm = make_algorithm("matd3", spec, hidden=(8, 8))
+    plain, sharp = (make_algorithm("matd3", spec, hidden=(8, 8), gain=gain) for gain in (1.0, 3.0))
     stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
-    policy = algorithm.init(jax.random.key(0), stats).policy
+    policy = plain.init(jax.random.key(0), stats).policy
     obs = jax.random.normal(jax.random.key(1), (spec.n_agents, spec.obs_dim))
-    act = lambda policy: algorithm.act(policy, obs, None, (), jax.random.key(2))[0]  # noqa: E731
-    np.testing.assert_allclose(np.arctanh(act(behaviour.sharpen(policy, 3.0))), 3 * np.arctanh(act(policy)), rtol=1e-4)
-    with pytest.raises(UserError, match="sharpness of policies must be positive and finite, not 0"):
-        behaviour.train(Clocks(), "matd3", {}, seed=0, rounds=100, every=50, sharpness=0.0)
+    actions = [algorithm.act(policy, obs, None, (), jax.random.key(2))[0] for algorithm in (plain, sharp)]
+    np.testing.assert_allclose(np.arctanh(actions[1]), 3 * np.arctanh(actions[0]), rtol=1e-4)
 
 
 def test_an_offline_method_that_needs_next_actions_is_refused_by_name_of_the_reason():

@@ -9,7 +9,10 @@ actions of all agents:
     L_π = -mean Q_i1(o, (π_i(o_i), a_-i)) + w mean π_i(o_i)²,   every `policy_delay` rounds
 
 The program that collected OMAR's datasets was never published. Input batch normalisation and the penalty on π² are
-those of its offline code.
+those of its offline code. A critic that normalises its inputs over the batch does not see how large the policy's own
+actions are, only how they differ from each other: so the loss says nothing of their scale, and forces stay at a
+fraction of what is possible. With a `gain` above 1, which multiplies before the tanh when the policy acts, learning and
+playing alike, the buffer holds forces of full size and online learning is several times as fast.
 """
 
 from typing import Any, NamedTuple
@@ -53,6 +56,8 @@ class Config:
     """Its bound."""
     exploration_noise: float = 0.1
     """Standard deviation of the noise on actions when exploring."""
+    gain: float = 1.0
+    """What acting multiplies by before the tanh."""
     policy_penalty: float = 1e-3
     """Weight of the mean squared action."""
     policy_delay: int = 2
@@ -85,7 +90,7 @@ def validate(config: Config, spec: TaskSpec, name: str = "matd3") -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_value_learner(name, config, spec)
     require_not_negative(config, "target_noise", "target_noise_clip", "exploration_noise", "policy_penalty")
-    require_positive(config, "policy_delay", "n_critics")
+    require_positive(config, "gain", "policy_delay", "n_critics")
 
 
 def matd3(config: Config, spec: TaskSpec) -> Algorithm:
@@ -170,7 +175,7 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
     def act(
         policies: Policy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
     ) -> tuple[chex.Array, Any]:
-        actions = jax.vmap(policy.apply)(policies.params, obs, policies.norm)
+        actions = jax.vmap(policy.apply)(networks.sharpened(policies.params, config.gain), obs, policies.norm)
         if explore:
             actions += config.exploration_noise * jax.random.normal(key, actions.shape)
         return jnp.clip(actions, -1.0, 1.0), carry

@@ -16,7 +16,6 @@ from omarl_jax import algorithms, evaluation, online
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
-from omarl_jax.networks import Policy
 from omarl_jax.types import Stats
 
 _EVALUATION_EPISODES = 1_000
@@ -30,7 +29,6 @@ def train(
     seed: int,
     rounds: int,
     every: int,
-    sharpness: float = 1.0,
     final_lr: float = 0.1,
     settings: online.OnlineSettings = online.OnlineSettings(),  # noqa: B008  # an immutable tuple
 ) -> list[dict[str, Any]]:
@@ -43,7 +41,6 @@ def train(
         seed: randomness.
         rounds: learning rounds, one for each `settings.n_envs` environment steps.
         every: rounds between snapshots, a divisor of `rounds`.
-        sharpness: of the snapshots' policies; see `sharpen`.
         final_lr: the learning rate falls linearly to this share of itself, which steadies the last policies.
         settings: how experience is gathered.
 
@@ -57,8 +54,6 @@ def train(
     spec = env.task_spec
     if every < 1 or rounds < 1 or rounds % every:
         raise UserError(f"Rounds must be a multiple of those between snapshots, not {rounds} and {every}.")
-    if not 0.0 < sharpness < float("inf"):
-        raise UserError(f"The sharpness of policies must be positive and finite, not {sharpness}.")
     method = algorithms.find(algorithm)
     config = method.configure(spec, overrides)
     learner = method.make(config, spec)
@@ -90,27 +85,12 @@ def train(
     advance = jax.jit(chunk, donate_argnums=0)
     state, snapshots = init(), []
     for start in range(0, rounds + every, every):
-        policy = sharpen(jax.tree.map(np.asarray, state.learner.policy), sharpness)
+        policy = jax.tree.map(np.asarray, state.learner.policy)
         greedy, explored = map(float, returns(policy))
         snapshots.append({"round": start, "policy": policy, "returns": greedy, "explored": explored})
         if start < rounds:
             state = advance(state, start)
     return snapshots
-
-
-def sharpen(policy: Policy, factor: float) -> Policy:
-    """Multiplies what a deterministic policy computes before its tanh.
-
-    A critic that normalises its inputs over the batch does not see how large the policy's own actions are, only how
-    they differ from each other; the policy is taught directions, and its forces stay at a fraction of the possible.
-    The factor gives them back.
-
-    Args:
-        policy: of a deterministic-policy method.
-        factor: 1 leaves the policy as it is.
-    """
-    last = max(name for name in policy.params if name.startswith("_Dense"))
-    return policy._replace(params=policy.params | {last: jax.tree.map(lambda x: factor * x, policy.params[last])})
 
 
 def choose(
@@ -147,7 +127,6 @@ def save(
     algorithm: str,
     overrides: dict[str, Any],
     seed: int,
-    sharpness: float,
     snapshots: list[dict[str, Any]],
     chosen: dict[str, list[int]],
 ) -> None:
@@ -160,7 +139,6 @@ def save(
         "returns": [round(snapshots[i]["returns"], 2) for i in used],
         "explored_returns": [round(snapshots[i]["explored"], 2) for i in used],
         "seed": seed,
-        "sharpness": sharpness,
         "jax": jax.__version__,
     }
     policies = jax.tree.map(lambda *leaves: np.stack(leaves), *(snapshots[i]["policy"] for i in used))
