@@ -1,7 +1,6 @@
 """Pictures of a trained team: an episode as a film, its paths on a map, and the quantiles it has learned."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +14,14 @@ from omarl_jax.algorithms import ciqr
 from omarl_jax.collect import Steps, play
 from omarl_jax.errors import UserError
 from omarl_jax.export import SavedPolicy
+from omarl_jax.files import replacing
 
 
 def write_gif(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
     """Plays one episode greedily and writes it as a GIF."""
-    states = _states(_episode(env, team, seed))
-    _write(path, lambda: save_gif([env.render(state) for state in states], path, fps=8))
+    frames = [env.render(state) for state in _states(_episode(env, team, seed))]
+    with replacing(path) as file:
+        save_gif(frames, file, fps=8)
 
 
 def write_map(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
@@ -32,7 +33,8 @@ def write_map(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: i
     if not hasattr(env, "render_path"):
         raise UserError(f"'{env.task_spec.name}' has no map to draw paths on.")
     picture = env.render_path(_states(_episode(env, team, seed)))
-    _write(path, lambda: save_png(picture, path))
+    with replacing(path) as file:
+        save_png(picture, file)
 
 
 def write_quantiles(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
@@ -52,7 +54,8 @@ def write_quantiles(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, s
         np.asarray(ciqr.fractions(team.config)),
         [f"step {t}" for t in times],
     )
-    _write(path, lambda: figure.savefig(path, format="png", dpi=150))
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _episode(env: MultiAgentEnv, team: SavedPolicy, seed: int) -> Steps:
@@ -63,11 +66,3 @@ def _episode(env: MultiAgentEnv, team: SavedPolicy, seed: int) -> Steps:
 def _states(steps: Steps) -> list[Any]:
     """The states of the environment up to the end of the episode."""
     return [jax.tree.map(lambda x, t=t: x[t], steps.env_state) for t in range(int(steps.valid.sum()) + 1)]
-
-
-def _write(path: pathlib.Path, put: Callable[[], Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        put()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None

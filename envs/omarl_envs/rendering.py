@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -104,17 +104,17 @@ class Picture:
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
 
-def save_png(picture: np.ndarray, path: str | pathlib.Path) -> None:
+def save_png(picture: np.ndarray, path: str | pathlib.Path | BinaryIO) -> None:
     """Writes one picture, (H, W, 3) uint8."""
     Image.fromarray(picture).save(path, "PNG")
 
 
-def save_gif(frames: Iterable[np.ndarray], path: str | pathlib.Path, fps: float = 10.0) -> None:
+def save_gif(frames: Iterable[np.ndarray], path: str | pathlib.Path | BinaryIO, fps: float = 10.0) -> None:
     """Writes a film that repeats for ever.
 
     Args:
         frames: (H, W, 3) uint8 each, all of one size; one that equals its predecessor prolongs it.
-        path: where to.
+        path: where to, or an open file.
         fps: frames a second; the format rounds the time of a frame to 10 ms.
     """
     first, *others = [Image.fromarray(frame) for frame in frames]

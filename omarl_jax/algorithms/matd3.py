@@ -12,7 +12,7 @@ The program that collected OMAR's datasets was never published. Input batch norm
 those of its offline code. A critic that normalises its inputs over the batch does not see how large the policy's own
 actions are, only how they differ from each other: so the loss says nothing of their scale, and forces stay at a
 fraction of what is possible. With a `gain` above 1, which multiplies before the tanh when the policy acts, learning and
-playing alike, the buffer holds forces of full size and online learning is several times as fast.
+playing alike, the buffer holds forces of full size, and teams learn faster and get further.
 """
 
 from typing import Any, NamedTuple

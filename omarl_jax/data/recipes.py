@@ -117,13 +117,15 @@ def catalogue() -> list[Entry]:
         env = make_env(task)
         saved = _snapshots(task)
         for quality in _qualities(env.task_spec):
-            score = 0.0 if env.reference is not None and quality == "random" else None
-            if quality not in ("random", *logs.PARTS):
-                if saved is None:
-                    continue
-                if env.reference is not None:
-                    returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
-                    score = float(env.reference.normalise(np.mean(returns)))
+            by_snapshots = quality not in ("random", *logs.PARTS)
+            if by_snapshots and saved is None:
+                continue
+            score = None
+            if env.reference is not None and quality == "random":
+                score = 0.0
+            elif env.reference is not None and saved is not None and by_snapshots:
+                returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
+                score = float(env.reference.normalise(np.mean(returns)))
             entries.append(Entry(task, quality, _size(task, quality), score))
     return entries
 
