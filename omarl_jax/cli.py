@@ -196,7 +196,7 @@ def behaviour(
     expert: float,
     replay: float | None = None,
     algorithm: str = "matd3",
-    seed: int = 0,
+    seeds: tuple[int, ...] = (0,),
     rounds: int = 30_000,
     every: int = 250,
     set: tuple[str, ...] = (),
@@ -211,7 +211,7 @@ def behaviour(
         expert: the same for the expert data.
         replay: the same for the mean of medium-replay; by default whatever training up to medium gives.
         algorithm: an online method.
-        seed: of training.
+        seeds: of training; each quality is taken from the one that meets it best.
         rounds: learning rounds, each after 100 environment steps.
         every: rounds between snapshots.
         set: hyperparameters that differ from the method's defaults, as name=value.
@@ -224,13 +224,13 @@ def behaviour(
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
     overrides = _pairs(set)
-    snapshots = behaviour.train(env, algorithm, overrides, seed, rounds, every)
+    snapshots = [s for seed in seeds for s in behaviour.train(env, algorithm, overrides, seed, rounds, every)]
     chosen = behaviour.choose(env, snapshots, medium, expert, replay)
-    behaviour.save(out, env, algorithm, overrides, seed, snapshots, chosen)
+    behaviour.save(out, env, algorithm, overrides, snapshots, chosen)
     for quality, numbers in chosen.items():
-        scores = [env.reference.normalise(snapshots[i]["explored"]) for i in numbers]
-        told = ", ".join(f"{snapshots[i]['round']}: {score:.1f}" for i, score in zip(numbers, scores, strict=True))
-        _console.print(f"{quality} (round: score) {told}")
+        rounds_scores = [(snapshots[i]["round"], env.reference.normalise(snapshots[i]["explored"])) for i in numbers]
+        told = ", ".join(f"{number}: {score:.1f}" for number, score in rounds_scores)
+        _console.print(f"{quality} (seed {snapshots[numbers[0]]['seed']}, round: score) {told}")
 
 
 def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, rounds: int = 2_000) -> None:

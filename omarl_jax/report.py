@@ -20,7 +20,7 @@ from rich.text import Text
 
 from omarl_jax import plotting, statistics
 from omarl_jax.errors import UserError
-from omarl_jax.results import CVAR_LEVEL, SATURATED, Row, Run, data_mean, grouped, order, table
+from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, data_mean, grouped, order, table
 
 BASELINES = ("bc", "cql")
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
@@ -45,7 +45,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         console.print(note)
 
 
-def write_report(runs: Sequence[Run], out_dir: Path, still_running: Sequence[Path] = ()) -> dict[str, Path]:
+def write_report(runs: Sequence[FinishedRun], out_dir: Path, still_running: Sequence[Path] = ()) -> dict[str, Path]:
     """Writes tables, pictures and one page that holds them all.
 
     Args:
@@ -107,7 +107,7 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _markdown(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+def _markdown(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
         texts = [_texts(row) for row in of_task]
@@ -293,7 +293,9 @@ img { max-width: 100%; height: auto; } .notes { color: #555; font-size: 0.85rem;
 """
 
 
-def _page(runs: Sequence[Run], rows: Sequence[Row], paths: Mapping[str, Path], still_running: Sequence[Path]) -> str:
+def _page(
+    runs: Sequence[FinishedRun], rows: Sequence[Row], paths: Mapping[str, Path], still_running: Sequence[Path]
+) -> str:
     failed = [run for run in runs if run.failure is not None]
     parts = [f"<p>{_summary(runs, len(failed), len(still_running))}</p>"]
     parts += [f'<p class="notes">{html.escape(note)}</p>' for note in _footnotes(rows)]
@@ -346,7 +348,7 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], paths: Mapping[str, Path], s
     )
 
 
-def _summary(runs: Sequence[Run], failed: int, still_running: int) -> str:
+def _summary(runs: Sequence[FinishedRun], failed: int, still_running: int) -> str:
     counts = [f"{len(runs) - failed} runs finished"]
     counts += [f"{failed} diverged"] if failed else []
     counts += [f"{still_running} unfinished"] if still_running else []
@@ -354,7 +356,7 @@ def _summary(runs: Sequence[Run], failed: int, still_running: int) -> str:
     return ", ".join(counts) + "."
 
 
-def _sources(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+def _sources(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> list[str]:
     papers = dict.fromkeys(row.paper.source for row in rows if row.paper is not None)
     references = dict.fromkeys(
         f"{run.task}: random {run.reference.random:g}, expert {run.reference.expert:g} ({run.reference.source})"

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One finished run, as its folder tells it.
 
     Attributes:
@@ -97,7 +97,7 @@ class Row:
     algorithm: str
     config_hash: str
     differs: dict[str, Any]
-    runs: list[Run]
+    runs: list[FinishedRun]
     started: int
     normalised: bool
     finals: np.ndarray
@@ -139,7 +139,7 @@ class Row:
         return float(statistics.iqm({self.task: self.finals})) if self.runs else np.nan
 
 
-def load_runs(folder: Path) -> list[Run]:
+def load_runs(folder: Path) -> list[FinishedRun]:
     """Reads all finished runs in a folder and below; those that are not finished are left out with a warning."""
     if missing := unfinished(folder):
         names = ", ".join(str(run.relative_to(folder)) for run in missing)
@@ -152,7 +152,7 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in _run_folders(folder) if not (path / "DONE").exists()]
 
 
-def table(runs: Sequence[Run]) -> list[Row]:
+def table(runs: Sequence[FinishedRun]) -> list[Row]:
     """Groups runs by task, dataset, algorithm and config, and sums each group up.
 
     Raises:
@@ -185,14 +185,14 @@ def _run_folders(folder: Path) -> list[Path]:
     return sorted(config.parent for config in folder.rglob("config.json"))
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path) -> FinishedRun:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         # Opened here, because NumPy leaves a damaged archive open.
         with (folder / "evaluations.npz").open("rb") as file, np.load(file) as archive:
             arrays = dict(archive)
-        return Run(
+        return FinishedRun(
             folder=folder,
             algorithm=config.get("variant") or config["algorithm"],
             **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
@@ -229,7 +229,7 @@ def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str
     return None
 
 
-def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
+def _row(group: Sequence[FinishedRun], differs: dict[str, Any]) -> Row:
     first = group[0]
     for same in grouped(group, lambda run: (run.seed, run.data_seed)).values():
         if len(same) > 1:
@@ -238,7 +238,7 @@ def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
     normalised = all(run.reference is not None for run in group)
     comparable = all(run.data.get("comparable", False) for run in group)
 
-    def unit(run: Run, returns: np.ndarray) -> np.ndarray:
+    def unit(run: FinishedRun, returns: np.ndarray) -> np.ndarray:
         return run.scores(returns) if normalised else returns
 
     finals = np.array([unit(run, run.final_returns).mean() for run in runs])
@@ -272,7 +272,7 @@ def _row(group: Sequence[Run], differs: dict[str, Any]) -> Row:
     )
 
 
-def data_mean(runs: Sequence[Run], name: str) -> float | None:
+def data_mean(runs: Sequence[FinishedRun], name: str) -> float | None:
     """The mean over different datasets; runs that share one do not make it count more."""
     datasets = {run.data.get("hash"): run.data.get(name) for run in runs}
     known = [value for value in datasets.values() if value is not None]

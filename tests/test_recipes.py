@@ -109,11 +109,17 @@ def two_snapshots(tmp_path, monkeypatch):
     stats = Stats(*(np.ones((3, 18), np.float32) for _ in range(2)))
     learner = method.make(method.configure(env.task_spec, CONFIG), env.task_spec)
     snapshots = [
-        {"round": 500 * i, "policy": learner.init(jax.random.key(i), stats).policy, "returns": 1.0, "explored": 2.0 + i}
+        {
+            "seed": 7,
+            "round": 500 * i,
+            "policy": learner.init(jax.random.key(i), stats).policy,
+            "returns": 1.0,
+            "explored": 2.0 + i,
+        }
         for i in range(4)
     ]
     chosen = {"medium-replay": [1, 3], "medium": [3], "expert": [3]}
-    behaviour.save(tmp_path / "two.npz", env, "matd3", CONFIG, 7, snapshots, chosen)
+    behaviour.save(tmp_path / "two.npz", env, "matd3", CONFIG, snapshots, chosen)
     saved = load_policy(tmp_path / "two.npz")
     monkeypatch.setattr(recipes, "_snapshots", lambda task: saved if task == SPREAD else None)
     return [learner, snapshots[1]["policy"], snapshots[3]["policy"]]
@@ -124,7 +130,7 @@ def test_only_the_chosen_snapshots_are_kept(two_snapshots):
     assert metadata["recipe"] == {"medium-replay": [0, 1], "medium": [1], "expert": [1]}
     assert metadata["rounds"] == [500, 1500]
     assert metadata["explored_returns"] == [3.0, 5.0]
-    assert metadata["seed"] == 7
+    assert metadata["seeds"] == [7, 7]
 
 
 def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
@@ -181,7 +187,7 @@ def test_shipped_snapshots_play_as_they_say(path, quality):
 )
 def test_the_medium_policy_is_the_first_near_half_way(scores, medium, expert):
     env = SimpleNamespace(reference=ScoreReference(100.0, 300.0, "made up"))
-    snapshots = [{"explored": 100.0 + 2.0 * score, "returns": 0.0} for score in scores]
+    snapshots = [{"seed": 0, "explored": 100.0 + 2.0 * score} for score in scores]
     chosen = behaviour.choose(env, snapshots, medium=50.0, expert=100.0)
     assert (chosen["medium"], chosen["expert"]) == ([medium], [expert])
     assert chosen["medium-replay"] == list(range(medium + 1))
@@ -189,9 +195,19 @@ def test_the_medium_policy_is_the_first_near_half_way(scores, medium, expert):
 
 def test_replay_snapshots_are_spread_evenly():
     env = SimpleNamespace(reference=ScoreReference(0.0, 100.0, "made up"))
-    snapshots = [{"explored": float(2 * i)} for i in range(40)]
+    snapshots = [{"seed": 0, "explored": float(2 * i)} for i in range(40)]
     chosen = behaviour.choose(env, snapshots, medium=56.0, expert=1000.0)
     assert chosen == {"medium-replay": [0, 4, 8, 12, 16, 20, 24, 28], "medium": [28], "expert": [39]}
+
+
+def test_each_quality_comes_from_the_seed_that_meets_it_best():
+    env = SimpleNamespace(reference=ScoreReference(0.0, 100.0, "made up"))
+    first = [{"seed": 3, "explored": score} for score in (0.0, 10.0, 30.0, 99.0)]
+    second = [{"seed": 4, "explored": score} for score in (0.0, 10.0, 21.0, 80.0)]
+    chosen = behaviour.choose(env, first + second, medium=20.0, expert=100.0)
+    assert chosen == {"medium-replay": [4, 5, 6], "medium": [6], "expert": [3]}
+    chosen = behaviour.choose(env, first + second, medium=25.0, expert=100.0, replay=13.0)
+    assert chosen == {"medium-replay": [0, 1, 2], "medium": [2], "expert": [3]}  # 5 and 1/3 off, against 4 and 2 2/3
 
 
 @pytest.mark.parametrize("task", ["particle/tag", "particle/world"])

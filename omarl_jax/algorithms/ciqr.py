@@ -130,6 +130,10 @@ def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
     require(0 < config.risk <= 1, f"risk must lie in (0, 1], not {config.risk}.")
     require_positive(config, "huber", "reward_scale", "epsilon_rounds")
     require_not_negative(config, "cql_alpha", "quantiles", "first_epsilon", "last_epsilon")
+    require(
+        config.centralised or not config.published_reward,
+        f"{name} counts the reward once in the published code too: published_reward needs centralised.",
+    )
     most = max(config.first_epsilon, config.last_epsilon)
     require(most <= 1, f"Not more than all actions can be random: epsilon must lie in [0, 1], not {most}.")
 
@@ -158,7 +162,7 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     atoms_of = action_atoms(config, spec)
     optimiser = clipped_adam(config.lr, config.grad_clip)
     counted = 1.0
-    if config.published_reward and config.centralised:
+    if config.published_reward:
         counted = n if config.quantiles else n / 2
 
     def teams(tree: Any) -> Any:  # every leaf (N, …) -> (G, N / G, …)

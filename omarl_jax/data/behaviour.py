@@ -1,6 +1,6 @@
 """How the behaviour policies were made: online training, with snapshots along the way.
 
-Run again, `make_snapshots` gives policies of the same quality; the shipped file names its seed, rounds and returns.
+Run again, `make_snapshots` gives policies of the same quality; the shipped file names its seeds, rounds and returns.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def train(
         settings: how experience is gathered.
 
     Returns:
-        snapshots, the first before training: `round`, `policy` (on the host), `returns` of greedy play, and
+        snapshots, the first before training: `seed`, `round`, `policy` (on the host), `returns` of greedy play, and
         `explored`, those with exploration noise; the latter two are means over 1,000 episodes.
 
     Raises:
@@ -87,7 +87,7 @@ def train(
     for start in range(0, rounds + every, every):
         policy = jax.tree.map(np.asarray, state.learner.policy)
         greedy, explored = map(float, returns(policy))
-        snapshots.append({"round": start, "policy": policy, "returns": greedy, "explored": explored})
+        snapshots.append({"seed": seed, "round": start, "policy": policy, "returns": greedy, "explored": explored})
         if start < rounds:
             state = advance(state, start)
     return snapshots
@@ -100,25 +100,34 @@ def choose(
 
     Args:
         env: the task, for its reference returns.
-        snapshots: of `train`.
+        snapshots: of `train`, of one seed or of several in turn.
         medium: normalised score that the medium data should have, with exploration noise.
         expert: the same for the expert data.
         replay: mean score that the medium-replay data should have; by default what comes out.
 
     Returns:
         `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: as many as
-        ship, spread evenly over the rounds from the untrained policy to the medium one, or to an earlier one where
-        that meets `replay` better (published replay buffers are short).
+        ship, of the same seed, spread evenly over the rounds from the untrained policy to the medium one, or to an
+        earlier one where that meets `replay` better (published replay buffers are short). The seed whose medium and
+        medium-replay come nearest is taken.
     """
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
-    best = int(np.abs(score - expert).argmin())
-    # The first time, not after a relapse, and a point short counts; the snapshot before may be nearer.
-    reached = int(np.minimum(score, medium - 1.0).argmax())
-    middle = min((max(reached - 1, 0), reached), key=lambda i: abs(score[i] - medium))
-    series = [np.unique(np.linspace(0, end, _REPLAY_SNAPSHOTS).round().astype(int)) for end in range(middle + 1)]
-    chosen = series[-1] if replay is None else min(series, key=lambda s: abs(score[s].mean() - replay))
-    return {"medium-replay": chosen.tolist(), "medium": [middle], "expert": [best]}
+    seeds = np.array([snapshot["seed"] for snapshot in snapshots])
+    found = []
+    for seed in np.unique(seeds):
+        numbers = np.flatnonzero(seeds == seed)
+        # The first time, not after a relapse, and a point short counts; the snapshot before may be nearer.
+        reached = int(np.minimum(score[numbers], medium - 1.0).argmax())
+        middle = min((max(reached - 1, 0), reached), key=lambda i: abs(score[numbers[i]] - medium))
+        series = [
+            numbers[np.unique(np.linspace(0, end, _REPLAY_SNAPSHOTS).round().astype(int))] for end in range(middle + 1)
+        ]
+        chosen = series[-1] if replay is None else min(series, key=lambda s: abs(score[s].mean() - replay))
+        missed = abs(score[numbers[middle]] - medium) + (0.0 if replay is None else abs(score[chosen].mean() - replay))
+        found.append((missed, chosen.tolist(), int(numbers[middle])))
+    _, chosen, middle = min(found)
+    return {"medium-replay": chosen, "medium": [middle], "expert": [int(np.abs(score - expert).argmin())]}
 
 
 def save(
@@ -126,7 +135,6 @@ def save(
     env: MultiAgentEnv,
     algorithm: str,
     overrides: dict[str, Any],
-    seed: int,
     snapshots: list[dict[str, Any]],
     chosen: dict[str, list[int]],
 ) -> None:
@@ -135,10 +143,10 @@ def save(
     config = algorithms.find(algorithm).configure(env.task_spec, overrides)
     metadata = {
         "recipe": {quality: [used.index(i) for i in numbers] for quality, numbers in chosen.items()},
+        "seeds": [snapshots[i]["seed"] for i in used],
         "rounds": [snapshots[i]["round"] for i in used],
         "returns": [round(snapshots[i]["returns"], 2) for i in used],
         "explored_returns": [round(snapshots[i]["explored"], 2) for i in used],
-        "seed": seed,
         "jax": jax.__version__,
     }
     policies = jax.tree.map(lambda *leaves: np.stack(leaves), *(snapshots[i]["policy"] for i in used))

@@ -28,7 +28,13 @@ from omarl_jax.types import TaskSpec
 QUALITIES = ("random", "medium-replay", "medium", "expert", *logs.PARTS)
 
 _DEFAULT_SIZE = 1_000_000
-_REPLAY_SIZES = {"particle/spread": 97_500, "particle/tag": 62_500, "particle/world": 80_000}  # as published
+_SIZES = {
+    ("particle/spread", "medium-replay"): 97_500,  # as published
+    ("particle/tag", "medium-replay"): 62_500,
+    ("particle/world", "medium-replay"): 80_000,
+    ("uav/iot", "random"): logs.DEFAULT_SIZE,  # to compare with parts of the log
+    ("uav/iot-random", "random"): logs.DEFAULT_SIZE,
+}
 
 
 def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any) -> Dataset:
@@ -131,9 +137,7 @@ def catalogue() -> list[Entry]:
 
 
 def _size(task: str, quality: str) -> int:
-    if task.startswith("uav/") or quality in logs.PARTS:
-        return logs.DEFAULT_SIZE
-    return _REPLAY_SIZES.get(task, _DEFAULT_SIZE) if quality == "medium-replay" else _DEFAULT_SIZE
+    return _SIZES.get((task, quality), logs.DEFAULT_SIZE if quality in logs.PARTS else _DEFAULT_SIZE)
 
 
 def make_env(task: str, **options: Any) -> MultiAgentEnv:
