@@ -88,7 +88,8 @@ def collect(
     from omarl_jax.data import card, storage
     from omarl_jax.data.recipes import load_dataset
 
-    made = load_dataset(task, dataset, seed, size, **_pairs(option))
+    with _console.status("Making the data (a log of learning takes a minute or more)"):
+        made = load_dataset(task, dataset, seed, size, **_pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
     _console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")

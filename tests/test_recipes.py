@@ -88,7 +88,7 @@ def test_mistakes_are_one_sentence(arguments, message):
 
 
 def test_options_are_checked():
-    with pytest.raises(UserError, match="n_agent"):
+    with pytest.raises(UserError, match="has no option 'n_agent'; did you mean 'n_agents'"):
         load_dataset(SPREAD, "random", n_agent=2)
     with pytest.raises(UserError, match="2 to 64 agents, not 1"):
         load_dataset(SPREAD, "random", n_agents=1)

@@ -6,6 +6,7 @@ is imported as it is written.
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 
@@ -47,6 +48,11 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
     if task not in tasks:
         nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)[0]
         raise UnknownTask(f"There is no task '{name}'; did you mean '{nearest}'?")
+    known = inspect.signature(tasks[task]).parameters
+    for option in kwargs.keys() - known.keys():
+        close = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+        hint = f"; did you mean '{close[0]}'?" if close else "."
+        raise TypeError(f"'{name}' has no option '{option}'{hint}")
     return tasks[task](**kwargs)
 
 

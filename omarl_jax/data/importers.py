@@ -100,11 +100,14 @@ def _numbers(path: pathlib.Path, width: int) -> np.ndarray:
             reader = csv.reader(file)
             header = next(reader, [])
             if missing := [str(i) for i in range(width) if str(i) not in header]:
-                raise UserError(f"{path} lacks the columns {', '.join(missing)} that logs of this task have.")
+                some = ", ".join(missing[:5]) + (f" … {missing[-1]}" if len(missing) > 5 else "")
+                raise UserError(f"{path} lacks the columns {some}; logs of this task have 0 to {width - 1}.")
             if len(header) > width + 1:
                 raise UserError(f"{path} has {len(header) - 1} columns, but logs of this task have {width}.")
             chosen = [header.index(str(i)) for i in range(width)]
             table = np.array([[float(line[i]) for i in chosen] for line in reader])
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, IndexError, csv.Error) as error:

@@ -49,6 +49,13 @@ class Log(NamedTuple):
     ends: np.ndarray
 
 
+def check(part: str, size: int) -> None:
+    """Raises a `UserError` if that part of a log cannot hold as many transitions, before anybody learns."""
+    most = STEPS // 2 if part == "middle" else STEPS
+    if size > most:
+        raise _too_short(part, most, size)
+
+
 def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
     """Lets one team for each seed learn online, all in one program.
 
@@ -107,7 +114,7 @@ def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[
     count = int(np.ceil(size / length))
     if count > len(usable):
         most = int(log.ends[usable[-1]] - begins[usable[0]])
-        raise UserError(f"The part '{part}' of a log of {STEPS:,} steps holds {most:,} transitions, not {size:,}.")
+        raise _too_short(part, most, size)
     if part == "late":
         chosen = usable[-count:]
     elif part == "mixed":
@@ -140,3 +147,7 @@ def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[
     }
     spread = " in parts" if part == "mixed" else ""
     return rows, totals, f"MA-DQN while it learned, steps {begins[chosen[0]]:,} to {log.ends[chosen[-1]]:,}{spread}"
+
+
+def _too_short(part: str, most: int, size: int) -> UserError:
+    return UserError(f"The part '{part}' of a log of {STEPS:,} steps holds {most:,} transitions, not {size:,}.")

@@ -71,6 +71,7 @@ def load_datasets(
     if size < 1:
         raise UserError(f"A dataset needs at least one transition, not {size}.")
     if quality in logs.PARTS:
+        logs.check(quality, size)
         learned = _logs(task, json.dumps(options, sort_keys=True), tuple(seeds))
         parts = (logs.cut(env, log, quality, size) for log in learned)
     else:

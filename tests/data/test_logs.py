@@ -80,6 +80,13 @@ def test_more_than_there_is_is_refused(env, made, part, size, most):
         logs.cut(env, made[0], part, size)
 
 
+@pytest.mark.parametrize(("part", "size"), [("middle", STEPS // 2 + 1), ("mixed", STEPS + 1)])
+def test_nobody_learns_for_data_that_cannot_be(part, size, monkeypatch):
+    monkeypatch.delattr(logs, "learn")
+    with pytest.raises(UserError, match=f"not {size:,}"):
+        load_dataset("uav/iot", part, size=size)
+
+
 def test_a_dataset_of_a_log_has_its_metadata():
     first, second = load_datasets("uav/iot", "middle", [0, 1], size=200)
     assert first.size == second.size == 200
