@@ -26,8 +26,9 @@ from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.recipes import QUALITIES, load_datasets, make_env, scores
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.files import replacing
+from omarl_jax.layout import Layout
 from omarl_jax.runs import Run, RunFolder, environment_record
-from omarl_jax.training import Layout, Trainer, check_seeds, even_chunk
+from omarl_jax.training import Trainer, check_seeds, even_chunk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, evaluation
@@ -23,6 +22,7 @@ from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
 from omarl_jax.data.recipes import make_env
 from omarl_jax.errors import UserError
+from omarl_jax.layout import Layout
 from omarl_jax.types import Algorithm, Metrics, TaskSpec
 
 
@@ -53,32 +53,6 @@ class Plan(NamedTuple):
     key: chex.PRNGKey
     window: Window
     padding: chex.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the lanes of a program run. Numbers are reproduced to the last bit by the same layout only.
-
-    Attributes:
-        lanes: R, a multiple of `devices`; if there are fewer runs, the last one is repeated.
-        group: lanes of one device that are computed together (`vmap`); groups follow each other.
-        devices: devices that the lanes are spread over.
-    """
-
-    lanes: int
-    group: int
-    devices: int
-
-    @staticmethod
-    def default(runs: int) -> "Layout":
-        """All devices; on accelerators all lanes of one together, on a CPU one after the other.
-
-        A CPU's caches hold the activations of one run but not of several, and its cores are busy with one anyway.
-        """
-        devices = min(jax.device_count(), runs)
-        lanes = -(-runs // devices) * devices
-        together = 1 if jax.default_backend() == "cpu" else lanes // devices
-        return Layout(lanes, together, devices)
 
 
 class Trainer:
@@ -112,27 +86,26 @@ class Trainer:
         self.spec: TaskSpec = datasets[0].spec
         self.n_runs = len(seeds)
         self.layout = layout or Layout.default(self.n_runs)
-        self._mesh = Mesh(np.array(jax.devices()[: self.layout.devices]), ("runs",), axis_types=(AxisType.Auto,))
         if len({jax.tree.structure(config) for config in configs}) > 1:
             raise UserError("Runs of one program may differ in float hyperparameters only.")
 
         needs = method.make(configs[0], self.spec).needs
         data, windows = gather(datasets, needs)
-        self._data = self._placed(data, PartitionSpec())
+        self._data = self.layout.everywhere(data)
         stats = [dataset.stats() for dataset in datasets]
-        order = [min(lane, self.n_runs - 1) for lane in range(self.layout.lanes)]
+        order = self.layout.order(self.n_runs)
         keys = jax.vmap(jax.random.key)(jnp.array([seeds[run] for run in order], jnp.uint32))
         init_keys, train_keys, self._evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
         config = _stacked([configs[run] for run in order])
         padding = jnp.arange(len(order)) >= self.n_runs
         plan = Plan(config, train_keys, _stacked([windows[data_of[run]] for run in order]), padding)
-        self._plan = self._placed(plan, PartitionSpec("runs"))
+        self._plan = self.layout.one_each(plan)
         lane_stats = _stacked([stats[data_of[run]] for run in order])
 
         def init(config: Any, key: chex.PRNGKey, stats: Any) -> Lane:
             return Lane(method.make(config, self.spec).init(key, stats), jnp.int32(-1))
 
-        self.lanes: Lane = self._placed(jax.jit(jax.vmap(init))(config, init_keys, lane_stats), PartitionSpec("runs"))
+        self.lanes: Lane = self.layout.one_each(jax.jit(jax.vmap(init))(config, init_keys, lane_stats))
         self._chunks: dict[int, Callable[..., tuple[Lane, Metrics]]] = {}
         self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
 
@@ -171,11 +144,11 @@ class Trainer:
 
     def resume(self, lanes: Lane, round: int) -> None:
         """Continues from a state that was saved."""
-        self.lanes, self.round = self._placed(lanes, PartitionSpec("runs")), round
+        self.lanes, self.round = self.layout.one_each(lanes), round
 
     def chunk(self, rounds: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The training program and its arguments, for export and inspection."""
-        program = self._mapped(self._train_lane(rounds))
+        program = self.layout.spread(self._train_lane(rounds))
         return program, ((self.lanes, self._plan), (self._data, jnp.int32(self.round)))
 
     def _train_lane(self, rounds: int) -> Callable[..., tuple[Lane, Metrics]]:
@@ -218,22 +191,8 @@ class Trainer:
 
         return evaluate
 
-    def _mapped(self, lane_function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of one lane -> a function of all lanes, as the layout says."""
-        layout = self.layout
-
-        def many(lanes: Any, shared: Any) -> Any:
-            if layout.group * layout.devices >= layout.lanes:
-                return jax.vmap(lane_function, (0, None))(lanes, shared)
-            return jax.lax.map(lambda lane: lane_function(lane, shared), lanes, batch_size=layout.group)
-
-        if layout.devices == 1:
-            return many
-        over, everywhere = PartitionSpec("runs"), PartitionSpec()
-        return jax.shard_map(many, mesh=self._mesh, in_specs=(over, everywhere), out_specs=over, check_vma=False)
-
     def _compiled(self, lane_function: Callable[..., Any], donate: bool) -> Callable[..., Any]:
-        mapped = self._mapped(lane_function)
+        mapped = self.layout.spread(lane_function)
         if not donate:
             return jax.jit(mapped)
 
@@ -242,9 +201,6 @@ class Trainer:
 
         donating = jax.jit(with_lanes_first, donate_argnums=0)
         return lambda lanes_and_plan, shared: donating(*lanes_and_plan, shared)
-
-    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
-        return jax.device_put(tree, NamedSharding(self._mesh, spec))
 
 
 def _stacked(trees: list[Any]) -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from omarl_jax import UserError, algorithms, load_dataset, make_env, train
-from omarl_jax.training import Layout, Trainer, even_chunk
+from omarl_jax.layout import Layout
+from omarl_jax.training import Trainer, even_chunk
 
 SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
 
@@ -125,7 +126,8 @@ def test_runs_spread_over_devices_equal_runs_on_one():
     script = """
 import jax, numpy as np
 from omarl_jax import algorithms, load_dataset
-from omarl_jax.training import Layout, Trainer
+from omarl_jax.layout import Layout
+from omarl_jax.training import Trainer
 dataset = load_dataset("particle/spread", "random", size=1000)
 method = algorithms.find("bc")
 config = method.configure(dataset.spec, {"hidden": (8,), "batch_size": 16})

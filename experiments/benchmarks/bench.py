@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from omarl_jax import algorithms, load_dataset, make_env
+from omarl_jax.layout import Layout
 from omarl_jax.runs import environment_record
-from omarl_jax.training import Layout, Trainer
+from omarl_jax.training import Trainer
 
 N_ENVS = 1_024
 N_UAV_ENVS = 4_096

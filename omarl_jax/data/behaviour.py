@@ -107,27 +107,30 @@ def choose(
 
     Returns:
         `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: as many as
-        ship, of the same seed, spread evenly over the rounds from the untrained policy to the medium one, or to an
-        earlier one where that meets `replay` better (published replay buffers are short). The seed whose medium and
-        medium-replay come nearest is taken.
+        ship, spread evenly over the rounds from the untrained policy to that one, or to an earlier one where that meets
+        `replay` better (published replay buffers are short). Each is taken from the seed that comes nearest.
     """
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
     seeds = np.array([snapshot["seed"] for snapshot in snapshots])
-    found = []
+    middles, series = [], []
     for seed in np.unique(seeds):
         numbers = np.flatnonzero(seeds == seed)
         # The first time, not after a relapse, and a point short counts; the snapshot before may be nearer.
         reached = int(np.minimum(score[numbers], medium - 1.0).argmax())
         middle = min((max(reached - 1, 0), reached), key=lambda i: abs(score[numbers[i]] - medium))
-        series = [
-            numbers[np.unique(np.linspace(0, end, _REPLAY_SNAPSHOTS).round().astype(int))] for end in range(middle + 1)
-        ]
-        chosen = series[-1] if replay is None else min(series, key=lambda s: abs(score[s].mean() - replay))
-        missed = abs(score[numbers[middle]] - medium) + (0.0 if replay is None else abs(score[chosen].mean() - replay))
-        found.append((missed, chosen.tolist(), int(numbers[middle])))
-    _, chosen, middle = min(found)
-    return {"medium-replay": chosen, "medium": [middle], "expert": [int(np.abs(score - expert).argmin())]}
+        middles.append(numbers[middle])
+        ends = [middle] if replay is None else range(middle + 1)
+        series += [numbers[np.unique(np.linspace(0, end, _REPLAY_SNAPSHOTS).round().astype(int))] for end in ends]
+    middle = min(middles, key=lambda i: abs(score[i] - medium))
+    chosen = (
+        series[middles.index(middle)] if replay is None else min(series, key=lambda s: abs(score[s].mean() - replay))
+    )
+    return {
+        "medium-replay": chosen.tolist(),
+        "medium": [int(middle)],
+        "expert": [int(np.abs(score - expert).argmin())],
+    }
 
 
 def save(

@@ -24,6 +24,7 @@ from omarl_jax import algorithms, online
 from omarl_jax.data.dataset import Rows
 from omarl_jax.data.validation import from_episodes
 from omarl_jax.errors import UserError
+from omarl_jax.layout import Layout
 from omarl_jax.types import Stats, Transition
 
 STEPS = 30_000
@@ -57,7 +58,7 @@ def check(part: str, size: int) -> None:
 
 
 def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
-    """Lets one team for each seed learn online, all in one program.
+    """Lets one team for each seed learn online, all in one program, spread over the devices.
 
     Args:
         env: a discrete task.
@@ -69,7 +70,7 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
     learner = learner._replace(needs=learner.needs._replace(state=True))  # not to learn from: to be logged
     stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
 
-    def run(key: Any) -> tuple[Transition, dict[str, Any]]:
+    def run(key: Any, _: None) -> tuple[Transition, dict[str, Any]]:
         learner_key, env_key, train_key = jax.random.split(key, 3)
         state = online.init(learner, learner.init(learner_key, stats), env, _SETTINGS, env_key)
 
@@ -82,8 +83,9 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
         order = (_SETTINGS.warmup + jnp.arange(STEPS)) % STEPS
         return jax.tree.map(lambda ring: ring[order], state.buffer), {k: v[-STEPS:] for k, v in metrics.items()}
 
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    made = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(keys))
+    layout = Layout.default(len(seeds))
+    keys = jax.vmap(jax.random.key)(jnp.array([seeds[i] for i in layout.order(len(seeds))], jnp.uint32))
+    made = jax.tree.map(np.asarray, jax.jit(layout.spread(run))(layout.one_each(keys), None))
     return [_log(*jax.tree.map(lambda x, i=i: x[i], made)) for i in range(len(seeds))]
 
 
