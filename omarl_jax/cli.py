@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from omarl_jax.errors import UserError
+from omarl_jax.errors import UserError, check_seeds
 
 if TYPE_CHECKING:
     from omarl_jax.sweep import Grid
@@ -37,7 +37,7 @@ def main() -> None:
         _complain("error", str(error))
         code = 1
     except KeyboardInterrupt:
-        _errors.print("Stopped. The same command continues where it was.")
+        _errors.print("Stopped. Sweeps and trainings continue where they were when they are started again.")
         code = 130
     sys.exit(code or 0)
 
@@ -110,6 +110,7 @@ def evaluate(
     policy: tyro.conf.Positional[pathlib.Path],
     episodes: int = 1000,
     seed: int = 0,
+    risk: float = 0.1,
     gif: pathlib.Path | None = None,
     map: pathlib.Path | None = None,
     quantiles: pathlib.Path | None = None,
@@ -121,6 +122,7 @@ def evaluate(
         policy: the folder of a run, or a policy file.
         episodes: how many.
         seed: of the episodes.
+        risk: share of the worst episodes that CVaR is the mean of.
         gif: also write one episode as a GIF.
         map: also write the paths of one episode on a map, as a PNG (uav tasks).
         quantiles: also draw the quantiles of the chosen actions' values in one episode, as a PNG (ciqr and ccqr).
@@ -129,12 +131,15 @@ def evaluate(
     import jax
     import numpy as np
 
-    from omarl_jax import evaluation, pictures
+    from omarl_jax import evaluation, pictures, statistics
     from omarl_jax.data.recipes import make_env
     from omarl_jax.export import load_policy
 
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
+    if not 0 < risk <= 1:
+        raise UserError(f"risk must lie in (0, 1], not {risk}.")
+    check_seeds([seed])
     saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
     env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | _pairs(option)))
     if saved.count is not None:
@@ -145,12 +150,15 @@ def evaluate(
     play = jax.jit(lambda key: evaluation.evaluate(env, act, carry, saved.params, key, episodes))
     played = play(jax.random.key(seed))
     returns = np.asarray(played["return"])
-    table = Table("", "mean", "sd", "min", "max", box=None, header_style="bold")
+    table = Table("", "mean", "sd", "min", "max", f"CVaR {risk:g}", "not 0 in", box=None, header_style="bold")
     rows = {"return": returns} | {name: np.asarray(v) for name, v in played.items() if name != "return"}
     if env.reference is not None:
         rows = {"score": env.reference.normalise(returns)} | rows
     for name, values in rows.items():
-        table.add_row(name, *(f"{number:.2f}" for number in (values.mean(), values.std(), values.min(), values.max())))
+        numbers = [values.mean(), values.std(), values.min(), values.max()]
+        tail = f"{statistics.cvar(values, risk):.2f}" if name in ("score", "return") else ""
+        exposed = f"{(values != 0).mean():.1%} of episodes" if name.startswith("risk") else ""
+        table.add_row(name, *(f"{number:.2f}" for number in numbers), tail, exposed)
     _console.print(table)
     drawings = ((pictures.write_gif, gif), (pictures.write_map, map), (pictures.write_quantiles, quantiles))
     for draw, path in drawings:
@@ -342,9 +350,8 @@ def data_import(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, opt
         option: constructor arguments of the task, as name=value.
     """
     from omarl_jax.data import card, importers, storage
-    from omarl_jax.data.recipes import make_env
 
-    made = importers.read_csv(file, make_env("uav/iot", **_pairs(option)))
+    made = importers.read_csv(file, **_pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
     _console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
@@ -488,6 +495,9 @@ def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
         reports.print_table(results.table(finished), _console)
         for name, path in paths.items():
             _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    for run in finished:
+        if run.failure is not None:
+            _complain("no result", f"{run.folder.name}: {run.failure}")
     for name, reason in failed.items():
         _complain("failed", f"{name}: {reason}")
     return 1 if failed else 0
@@ -504,14 +514,16 @@ def _title(pack: list[Any]) -> str:
 
 
 def _pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`n_agents=5` -> {"n_agents": 5}; what is no Python value is a string."""
-    options = {}
+    """`n_agents=5` -> {"n_agents": 5}; what is neither true, false nor a Python value is a string."""
+    options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"What is set is written name=value, not '{pair}'.")
         try:
-            options[name] = ast.literal_eval(value)
+            options[name] = (
+                {"true": True, "false": False}[value] if value in ("true", "false") else ast.literal_eval(value)
+            )
         except (ValueError, SyntaxError):
             options[name] = value
     return options

@@ -1,7 +1,9 @@
 """Mistakes of the user. The command line prints their one sentence and exits with 1; nothing else is caught."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,3 +16,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
     return UserError(f"There is no {kind} '{name}'{hint}")
+
+
+def check_seeds(seeds: Iterable[Any]) -> None:
+    """Raises a `UserError` for seeds that random numbers cannot be made from."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**32:
+            raise UserError(f"A seed must be an integer from 0 to 2³² - 1, not {seed!r}.")

@@ -46,7 +46,9 @@ class Layout:
         def of_a_device(lanes: Any, shared: Any) -> Any:
             if self.group * self.devices >= self.lanes:
                 return jax.vmap(function, (0, None))(lanes, shared)
-            return jax.lax.map(lambda lane: function(lane, shared), lanes, batch_size=self.group)
+            # Not a group of one: what is mapped over computes both branches of a `cond`.
+            group = None if self.group == 1 else self.group
+            return jax.lax.map(lambda lane: function(lane, shared), lanes, batch_size=group)
 
         if self.devices == 1:
             return of_a_device

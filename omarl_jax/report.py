@@ -4,6 +4,7 @@ import base64
 import csv
 import functools
 import html
+import io
 import itertools
 import json
 import re
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from omarl_jax import plotting, statistics
 from omarl_jax.errors import UserError
+from omarl_jax.files import replacing
 from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, data_mean, grouped, order, table
 
 BASELINES = ("bc", "cql")
@@ -59,15 +61,17 @@ def write_report(runs: Sequence[FinishedRun], out_dir: Path, still_running: Sequ
     if not runs:
         raise UserError("There is no finished run to report on.")
     rows = table(runs)
-    out_dir.mkdir(parents=True, exist_ok=True)
     figures = _figures(rows)
     paths = {name: out_dir / f"{name}.png" for name in figures}
     for name, figure in figures.items():
-        figure.savefig(paths[name], dpi=150)
+        with replacing(paths[name]) as file:
+            figure.savefig(file, format="png", dpi=150)
     paths |= {"table.md": out_dir / "table.md", "table.csv": out_dir / "table.csv", "report": out_dir / "report.html"}
-    paths["table.md"].write_text(_markdown(runs, rows), encoding="utf-8")
-    _write_csv(rows, paths["table.csv"])
-    paths["report"].write_text(_page(runs, rows, paths, still_running), encoding="utf-8")
+    texts = {"table.md": _markdown(runs, rows), "table.csv": _csv(rows)}
+    texts["report"] = _page(runs, rows, paths, still_running)
+    for name, text in texts.items():
+        with replacing(paths[name]) as file:
+            file.write(text.encode())
     return paths
 
 
@@ -116,7 +120,7 @@ def _markdown(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
     return "\n\n".join([*parts, *_footnotes(rows), *_sources(runs, rows)]) + "\n"
 
 
-def _write_csv(rows: Sequence[Row], path: Path) -> None:
+def _csv(rows: Sequence[Row]) -> str:
     records = [
         {
             "task": row.task,
@@ -145,10 +149,11 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
         }
         for row in rows
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(records))))
-        writer.writeheader()
-        writer.writerows(records)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(records))))
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -167,7 +172,7 @@ def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
             methods,
             f"return of an episode, {task} {dataset}",
             CVAR_LEVEL,
-            data_mean([run for row in cell for run in row.runs], "mean_return"),
+            None if _same_data_mean(cell) is None else data_mean(cell[0].runs, "mean_return"),
         )
         for name, lines in _grids(cell).items():
             unit = "score" if all(row.normalised for row in cell) else "return"
@@ -187,13 +192,19 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
             values = [run.scores(value) for run, value in zip(row.runs, values, strict=True)]
         curves[row.method] = plotting.Curve(rounds, np.stack(values, axis=1))
     levels: dict[str, tuple[float, str | None]] = {}
-    if (data_mean := cell[0].data_mean) is not None:
-        levels["data"] = data_mean, None
+    if (mean := _same_data_mean(cell)) is not None:
+        levels["data"] = mean, None
     for algorithm, of_algorithm in grouped(cell, lambda row: row.algorithm).items():
         if (paper := of_algorithm[0].paper) is not None:
             levels[f"{algorithm}, paper"] = paper.mean, of_algorithm[0].method if len(of_algorithm) == 1 else None
     title = cell[0].dataset if all(row.comparable for row in cell) else f"{cell[0].dataset} (not the paper's data)"
     return plotting.Panel(title, curves, levels)
+
+
+def _same_data_mean(cell: Sequence[Row]) -> float | None:
+    """The mean of the data, if all rows learned from the same: it changes with size and options of the task."""
+    means = {row.data_mean for row in cell}
+    return means.pop() if len(means) == 1 else None
 
 
 def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plotting.Line]]:

@@ -78,7 +78,7 @@ class Row:
             of the same task, dataset and algorithm.
         runs: the runs that did not diverge.
         started: the number of runs, with those that diverged.
-        normalised: whether numbers are scores or, without a reference, raw returns.
+        normalised: whether numbers are scores or, if some row of the dataset has no reference, raw returns.
         finals: (runs,) mean over episodes of the last policy of each run.
         best: the best mean over episodes that each run reached during training, averaged over runs.
         tails: level -> CVaR: the mean of that share of the episodes of the last policy of each run that are the lowest,
@@ -161,8 +161,11 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
     # Runs that trained for another number of rounds are another method, whatever their config says.
     groups = grouped(runs, lambda run: (run.task, run.dataset, run.algorithm, run.config_hash, run.rounds))
     cells = grouped(groups.values(), lambda group: (group[0].task, group[0].dataset, group[0].algorithm))
+    # Scores and returns in one cell could not be compared.
+    unknown = {(run.task, run.dataset) for run in runs if run.reference is None}
     rows = []
     for cell in cells.values():
+        normalised = (cell[0][0].task, cell[0][0].dataset) not in unknown
         settings = [
             {"rounds": group[0].rounds, "size": group[0].data.get("size"), **group[0].options, **group[0].config}
             for group in cell
@@ -173,7 +176,7 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
         keys = list(dict.fromkeys(itertools.chain.from_iterable(settings)))
         differing = [key for key in keys if any(other.get(key) != settings[0].get(key) for other in settings)]
         rows += [
-            _row(group, {key: setting.get(key) for key in differing})
+            _row(group, {key: setting.get(key) for key in differing}, normalised)
             for group, setting in zip(cell, settings, strict=True)
         ]
     return sorted(rows, key=order)
@@ -229,13 +232,12 @@ def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str
     return None
 
 
-def _row(group: Sequence[FinishedRun], differs: dict[str, Any]) -> Row:
+def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool) -> Row:
     first = group[0]
     for same in grouped(group, lambda run: (run.seed, run.data_seed)).values():
         if len(same) > 1:
             raise UserError(f"The same run lies in '{same[0].folder}' and in '{same[1].folder}': leave one out.")
     runs = [run for run in group if run.failure is None]
-    normalised = all(run.reference is not None for run in group)
     comparable = all(run.data.get("comparable", False) for run in group)
 
     def unit(run: FinishedRun, returns: np.ndarray) -> np.ndarray:

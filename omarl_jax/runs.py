@@ -32,6 +32,7 @@ class Run:
         config: the method's hyperparameters.
         options: constructor arguments of the task.
         size: transitions of the data, None for the recipe's own number.
+        data_digest: what the data are made from (see `recipes.digest`).
         variant: what to call the method in tables, where it is a named variant of it.
     """
 
@@ -44,6 +45,7 @@ class Run:
     config: Any
     options: tuple[tuple[str, Any], ...] = ()
     size: int | None = None
+    data_digest: str = ""
     variant: str | None = None
 
     @property
@@ -126,7 +128,7 @@ class RunFolder:
 
     def _write_json(self, name: str, value: Any) -> None:
         with replacing(self.path / name) as partial:
-            partial.write(json.dumps(value, indent=2, default=str).encode())
+            partial.write(json.dumps(value, indent=2, default=str, allow_nan=False).encode())
 
 
 def environment_record() -> dict[str, Any]:

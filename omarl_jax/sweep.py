@@ -23,12 +23,12 @@ from omarl_jax import algorithms, loggers, presets
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.recipes import QUALITIES, load_datasets, make_env, scores
-from omarl_jax.errors import UserError, unknown
+from omarl_jax.data.recipes import QUALITIES, digest, load_datasets, make_env, scores
+from omarl_jax.errors import UserError, check_seeds, unknown
 from omarl_jax.files import replacing
 from omarl_jax.layout import Layout
 from omarl_jax.runs import Run, RunFolder, environment_record
-from omarl_jax.training import Trainer, check_seeds, even_chunk
+from omarl_jax.training import Trainer, chunk_ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +137,13 @@ def _expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str) -
     if [] in axes:
         raise UserError("A hyperparameter has an empty list of values.")
     for task, dataset, algorithm in itertools.product(block["tasks"], block["datasets"], block["algorithms"]):
-        spec = make_env(task, **options).task_spec
+        env = make_env(task, **options)
         by_recipe = dataset in QUALITIES
         if not by_recipe and not pathlib.Path(dataset).is_dir():
             raise unknown("dataset", dataset, QUALITIES)
+        if not by_recipe and "size" in block:
+            raise UserError(f"size is for recipes: the data in '{dataset}' are taken as they are.")
+        data_digest = digest(env, dataset, options)
         method = algorithms.find(algorithm)
         preset = presets.preset(algorithm, task, dataset)
         for point, seed in itertools.product(itertools.product(*axes), seeds):
@@ -151,9 +154,10 @@ def _expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str) -
                 seed=seed,
                 data_seed=0 if not by_recipe else seed if data_seed == "seed" else int(data_seed),
                 rounds=block.get("rounds", preset.rounds),
-                config=method.configure(spec, preset.overrides | dict(point)),
+                config=method.configure(env.task_spec, preset.overrides | dict(point)),
                 options=tuple(sorted(options.items())),
                 size=block.get("size"),
+                data_digest=data_digest,
                 variant=variant,
             )
 
@@ -223,7 +227,7 @@ def train_pack(
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
     folder = _pack_folder(runs, out)
-    layout = _layout(folder / "pack.json", runs)
+    layout = _begin(folder / "pack.json", runs, {"evaluations": grid.evaluations, "episodes": grid.episodes})
     trainer = Trainer(
         algorithms.find(first.algorithm),
         [run.config for run in runs],
@@ -250,8 +254,8 @@ def train_pack(
         logs.append(sinks)
 
     rates = []
-    for _ in range(trainer.round, first.rounds, size := even_chunk(first.rounds, grid.evaluations)):
-        began = time.perf_counter()
+    for end in (n for n in chunk_ends(first.rounds, grid.evaluations) if n > trainer.round):
+        began, size = time.perf_counter(), end - trainer.round
         metrics = trainer.advance(size)
         rates.append(size * len(runs) / (time.perf_counter() - began))
         returns = trainer.evaluate(grid.episodes)["return"]
@@ -292,8 +296,14 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int]) -> li
     if run.dataset in QUALITIES:
         return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
     dataset = storage.load(run.dataset, env.task_spec)
-    known = scores(env, float(dataset.episode_returns().mean()))
-    return [dataclasses.replace(dataset, metadata=known | dataset.metadata)] * len(data_seeds)
+    made_with = dataset.metadata.get("options", {})
+    if made_with != json.loads(json.dumps(dict(run.options))):
+        raise UserError(f"The data in '{run.dataset}' were made with the task's options {made_with}: give the same.")
+    known, metadata = scores(env, float(dataset.episode_returns().mean())), dataset.metadata
+    if env.reference is None:  # the data may know more
+        return [dataclasses.replace(dataset, metadata=known | metadata)] * len(data_seeds)
+    comparable = known["comparable"] and metadata.get("comparable", True)
+    return [dataclasses.replace(dataset, metadata=metadata | known | {"comparable": comparable})] * len(data_seeds)
 
 
 def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
@@ -301,24 +311,35 @@ def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     return out / "packs" / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
-def _layout(path: pathlib.Path, runs: Sequence[Run]) -> Layout:
-    """The pack's layout, as it was first written down."""
+def _begin(path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int]) -> Layout:
+    """Writes down how a pack is trained, or reads how it began: its layout, and settings that must not change."""
     if not path.exists():
         layout = Layout.default(len(runs))
-        content = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout)} | environment_record()
+        plan = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout), "settings": settings}
+        content = plan | environment_record()
         with replacing(path) as file:
             file.write(json.dumps(content, indent=2).encode())
         return layout
     try:
-        layout = Layout(**json.loads(path.read_text())["layout"])
+        content = json.loads(path.read_text())
+        layout, began_with = Layout(**content["layout"]), dict(content["settings"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
+    if began_with != settings:
+        raise UserError(
+            f"These runs began with {_listed(began_with)}, not with {_listed(settings)}: give the same, or delete "
+            f"'{path.parent}' to start them again."
+        )
     if layout.devices > jax.device_count():
         raise UserError(
             f"These runs began on {layout.devices} devices and here are {jax.device_count()} (on a CPU, "
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
         )
     return layout
+
+
+def _listed(settings: dict[str, int]) -> str:
+    return " and ".join(f"{value} {name}" for name, value in settings.items())
 
 
 def _check_names(content: dict[str, Any], known: set[str], kind: str) -> None:

@@ -21,7 +21,8 @@ from omarl_jax import algorithms, evaluation
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
 from omarl_jax.data.recipes import make_env
-from omarl_jax.errors import UserError
+from omarl_jax.data.validation import validate_task
+from omarl_jax.errors import UserError, check_seeds
 from omarl_jax.layout import Layout
 from omarl_jax.types import Algorithm, Metrics, TaskSpec
 
@@ -284,17 +285,18 @@ def train(
         raise UserError("There must be a seed, a round and an episode at least, and not more evaluations than rounds.")
     configs, run_seeds = [config for config, _ in runs], [seed for _, seed in runs]
     env = env or make_env(dataset.spec.name, **dataset.metadata.get("options", {}))
+    validate_task(env.task_spec, dataset.spec, "The environment")
     trainer = Trainer(method, configs, run_seeds, [dataset], [0] * len(runs), env)
-    size = even_chunk(rounds, evaluations)
+    ends = chunk_ends(rounds, evaluations)
     metrics, returns = [], []
-    while trainer.round < rounds:
-        metrics.append(trainer.advance(size))
+    for end in ends:
+        metrics.append(trainer.advance(end - trainer.round))
         returns.append(trainer.evaluate(episodes)["return"].mean(axis=1))
     stacked = np.stack(returns)
     return Result(
         configs=configs,
         seeds=run_seeds,
-        rounds=np.arange(size, rounds + 1, size),
+        rounds=np.array(ends),
         returns=stacked,
         scores=None if env.reference is None else env.reference.normalise(stacked),
         metrics={name: np.stack([row[name] for row in metrics]) for name in metrics[0]},
@@ -302,13 +304,7 @@ def train(
     )
 
 
-def even_chunk(rounds: int, evaluations: int) -> int:
-    """Rounds between evaluations: a divisor of all rounds, so that one program is compiled."""
-    return next(rounds // n for n in range(min(evaluations, rounds), 0, -1) if rounds % n == 0)
-
-
-def check_seeds(seeds: Sequence[Any]) -> None:
-    """Raises a `UserError` for seeds that random numbers cannot be made from."""
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-            raise UserError(f"A seed must be an integer from 0 to 2³² - 1, not {seed!r}.")
+def chunk_ends(rounds: int, evaluations: int) -> list[int]:
+    """The rounds after which to evaluate, all equally far apart but for the last, which may come sooner."""
+    size = -(-rounds // evaluations)
+    return [*range(size, rounds, size), rounds]

@@ -99,10 +99,24 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     assert "episodes with risk" in report
     team, pictures = sorted((tmp_path / "r" / "runs").iterdir())[0], [tmp_path / "map.png", tmp_path / "quantiles.png"]
     asked = ["--map", str(pictures[0]), "--quantiles", str(pictures[1])]
-    code, out, err = run(monkeypatch, capsys, "evaluate", str(team), "--episodes", "3", *asked)
+    code, out, err = run(monkeypatch, capsys, "evaluate", str(team), "--episodes", "3", "--risk", "0.3", *asked)
     assert code == 0, err
+    assert "CVaR 0.3" in out
+    assert "% of episodes" in out
     assert "risk_1" in out
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_options_are_true_false_values_or_words():
+    found = cli._pairs(["a=true", "b=false", "c=2", "d=(1, 2)", "e=shipped"])
+    assert found == {"a": True, "b": False, "c": 2, "d": (1, 2), "e": "shipped"}
+
+
+def test_a_diverged_run_is_named_with_its_round(monkeypatch, capsys, tmp_path):
+    arguments = f"train bc particle/spread random --lr 1e30 --rounds 4 --size 500 --evaluations 2 --out {tmp_path}"
+    _, _, err = run(monkeypatch, capsys, *arguments.split(), "--batch-size", "16", "--hidden", "8")
+    assert "no result: particle-spread_random_bc" in err
+    assert "diverged at round" in err
 
 
 def test_importing_is_light():

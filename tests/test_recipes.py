@@ -96,6 +96,12 @@ def test_options_are_checked():
         load_dataset(SPREAD, "medium", n_agents=2)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_must_be_one(seed):
+    with pytest.raises(UserError, match="A seed must be"):
+        load_dataset(SPREAD, "random", seed=seed, size=25)
+
+
 # --- From snapshots ---
 
 CONFIG = {"hidden": (4,), "exploration_noise": 0.05}
@@ -171,6 +177,18 @@ def test_shipped_snapshots_play_as_they_say(path, quality):
     assert abs(returns.mean() - said) < 3 * returns.std() / np.sqrt(1_000) + 1
 
 
+def test_data_of_another_prey_do_not_compare_with_the_paper(monkeypatch):
+    """The shipped policies learned against the shipped prey, whatever the returns are normalised with."""
+    env = make_env("particle/tag")
+    released = env.reference._replace(source="the paper", published=True)
+    monkeypatch.setattr(env, "reference", released)
+    monkeypatch.setattr(recipes, "make_env", lambda task, **options: env)
+    assert load_dataset("particle/tag", "random", size=25).metadata["comparable"]
+    expert = load_dataset("particle/tag", "expert", size=25).metadata
+    assert not expert["comparable"]
+    assert "another form of the task" in expert["behaviour"]
+
+
 # --- Which snapshot becomes what ---
 
 
@@ -202,7 +220,7 @@ def test_replay_snapshots_are_spread_evenly():
 
 def test_each_quality_comes_from_the_seed_that_meets_it_best():
     env = SimpleNamespace(reference=ScoreReference(0.0, 100.0, "made up"))
-    first = [{"seed": 3, "explored": score} for score in (0.0, 10.0, 30.0, 99.0)]
+    first = [{"seed": 3, "explored": score} for score in (0.0, 10.0, 28.0, 99.0)]
     second = [{"seed": 4, "explored": score} for score in (0.0, 10.0, 21.0, 80.0)]
     chosen = behaviour.choose(env, first + second, medium=20.0, expert=100.0)
     assert chosen == {"medium-replay": [4, 5, 6], "medium": [6], "expert": [3]}

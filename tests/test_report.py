@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from omarl_jax import plotting
+from omarl_jax import plotting, report
 from omarl_jax.errors import UserError
 from omarl_jax.report import print_table, write_report
 from omarl_jax.results import Row, load_runs, table, unfinished
@@ -311,6 +311,31 @@ def test_options_of_the_task_and_the_size_of_the_data_tell_rows_apart(tmp_path: 
     write_run(tmp_path / "3", TEN, dataset="random", data={"size": 20}, config_hash="d")
     names = [row.method for row in table(load_runs(tmp_path))]
     assert names == ["omar (size=10)", "omar (size=20)", "omar (risk_penalty=100)", "omar (risk_penalty=300)"]
+
+
+def test_scores_and_returns_never_stand_in_one_cell(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN, options={"n_agents": 3}, config_hash="a")
+    write_run(tmp_path / "1", TEN, options={"n_agents": 5}, config_hash="b", reference=None, data={"hash": "y"})
+    write_run(tmp_path / "2", TEN, dataset="random", config_hash="c")
+    rows = table(load_runs(tmp_path))
+    assert [row.normalised for row in rows] == [True, False, False]
+    assert rows[1].mean == rows[2].mean == 4.5
+
+
+def test_data_of_several_settings_have_no_common_mean(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN, options={"risk_penalty": 100.0}, config_hash="a")
+    assert "data" in report._panel(table(load_runs(tmp_path))).levels
+    write_run(
+        tmp_path / "1", TEN, options={"risk_penalty": 300.0}, config_hash="b", data={"hash": "y", "mean_score": 9}
+    )
+    assert "data" not in report._panel(table(load_runs(tmp_path))).levels
+
+
+def test_an_unwritable_report_is_one_sentence(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(load_runs(tmp_path), tmp_path / "file" / "report")
 
 
 def test_curves_show_the_mean_over_runs_and_labels_that_do_not_touch() -> None:

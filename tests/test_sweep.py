@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from omarl_jax import UserError, results
-from omarl_jax.sweep import packs, read_grid
+from omarl_jax import UserError, load_dataset, make_env, results
+from omarl_jax.data import recipes
+from omarl_jax.data.storage import save
+from omarl_jax.sweep import open_datasets, packs, read_grid
+from omarl_jax.sweep import sweep as run_sweep
 
 GRID = """
 seeds = [0, 1]
@@ -103,6 +107,61 @@ def test_a_killed_sweep_ends_with_the_same_numbers(grid, tmp_path):
                     np.testing.assert_array_equal(a[key], b[key])
         assert lines(one) == lines(two)
     assert len(results.load_runs(killed / "runs")) == 4
+
+
+def test_a_run_on_other_data_has_another_name(grid, tmp_path, monkeypatch):
+    def names():
+        return {run.name for run in read_grid(grid).runs}
+
+    save(load_dataset("particle/spread", "random", size=50), tmp_path / "data")
+    grid.write_text(GRID.replace('"random"', f'"{tmp_path / "data"}"').replace("size = 1000\n", ""))
+    before = names()
+    assert before == names()
+    shutil.rmtree(tmp_path / "data")
+    save(load_dataset("particle/spread", "random", seed=1, size=50), tmp_path / "data")
+    assert not before & names()
+
+    grid.write_text(GRID.replace('"random"', '"random", "expert"'))
+    before = names()
+    (tmp_path / "other.npz").write_bytes(b"other snapshots")
+    monkeypatch.setattr(recipes, "_snapshot_file", lambda task: tmp_path / "other.npz")
+    assert {name.split("_")[1] for name in before - names()} == {"expert"}
+
+
+def test_a_folder_is_taken_as_it_is(grid, tmp_path):
+    data = tmp_path / "data"
+    save(load_dataset("particle/spread", "random", size=50, time_limit_is_terminal=True), data)
+    grid.write_text(GRID.replace('"random"', f'"{data}"'))
+    with pytest.raises(UserError, match="size is for recipes"):
+        read_grid(grid)
+    grid.write_text(grid.read_text().replace("size = 1000\n", ""))
+    assert "time_limit_is_terminal" in one_reason(grid, tmp_path)
+    grid.write_text(grid.read_text() + "options = { time_limit_is_terminal = true }\n")
+    runs = read_grid(grid).runs
+    env = make_env("particle/spread", time_limit_is_terminal=True)
+    (dataset,) = open_datasets(env, runs[0], [0])
+    assert dataset.metadata["comparable"]
+    amended = json.loads((data / "dataset.json").read_text())
+    amended["metadata"] |= {"random": 0.0, "expert": 1.0, "comparable": False}
+    (data / "dataset.json").write_text(json.dumps(amended))
+    (dataset,) = open_datasets(env, runs[0], [0])
+    assert not dataset.metadata["comparable"]
+    assert dataset.metadata["expert"] == 516.8  # that of the task, which the team is judged on
+
+
+def test_a_pack_goes_on_as_it_began_or_not_at_all(grid, tmp_path):
+    grid.write_text(GRID.replace("rounds = 2000", "rounds = 4").replace("evaluations = 5", "evaluations = 2"))
+    assert not run_sweep(read_grid(grid), tmp_path / "out")
+    for run in (tmp_path / "out" / "runs").glob("*/DONE"):
+        run.unlink()
+    grid.write_text(grid.read_text().replace("episodes = 4", "episodes = 5", 1))
+    assert "began with 2 evaluations and 4 episodes, not with 2 evaluations and 5" in one_reason(grid, tmp_path)
+
+
+def one_reason(grid, tmp_path):
+    """Why all runs of a grid failed."""
+    (reason,) = set(run_sweep(read_grid(grid), tmp_path / "out").values())
+    return reason
 
 
 def lines(folder: pathlib.Path) -> list[dict]:

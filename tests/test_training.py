@@ -10,7 +10,7 @@ import pytest
 
 from omarl_jax import UserError, algorithms, load_dataset, make_env, train
 from omarl_jax.layout import Layout
-from omarl_jax.training import Trainer, even_chunk
+from omarl_jax.training import Trainer, chunk_ends
 
 SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
 
@@ -115,10 +115,17 @@ def test_train_spans_a_grid(dataset):
     np.testing.assert_allclose(result.scores, 100 * (result.returns - 159.8) / (516.8 - 159.8), rtol=1e-5)
 
 
-def test_even_chunk():
-    assert even_chunk(2000, 20) == 100
-    assert even_chunk(7, 3) == 7
-    assert even_chunk(6, 4) == 2
+def test_the_task_to_evaluate_on_must_fit_the_data(dataset):
+    with pytest.raises(UserError, match="The environment is of task 'particle/tag'"):
+        train("bc", dataset, rounds=1, evaluations=1, env=make_env("particle/tag"))
+
+
+def test_evaluations_are_evenly_spread_and_the_last_is_at_the_end():
+    assert chunk_ends(2000, 20) == list(range(100, 2001, 100))
+    assert chunk_ends(7, 3) == [3, 6, 7]
+    assert chunk_ends(6, 4) == [2, 4, 6]
+    assert chunk_ends(3, 20) == [1, 2, 3]
+    assert len(chunk_ends(2003, 20)) == 20
 
 
 def test_runs_spread_over_devices_equal_runs_on_one():

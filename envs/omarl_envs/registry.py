@@ -7,11 +7,14 @@ is imported as it is written.
 import difflib
 import importlib
 import inspect
+import numbers
 import pkgutil
 from collections.abc import Callable
 
 from omarl_envs.base import MultiAgentEnv
 
+_NUMBERS = {bool: bool, int: numbers.Integral, float: numbers.Real}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 _INFRASTRUCTURE = ("base", "registry", "rendering", "spec")
 
 
@@ -49,10 +52,16 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)[0]
         raise UnknownTask(f"There is no task '{name}'; did you mean '{nearest}'?")
     known = inspect.signature(tasks[task]).parameters
-    for option in kwargs.keys() - known.keys():
-        close = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-        hint = f"; did you mean '{close[0]}'?" if close else "."
-        raise TypeError(f"'{name}' has no option '{option}'{hint}")
+    for option, value in kwargs.items():
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+            hint = f"; did you mean '{close[0]}'?" if close else "."
+            raise TypeError(f"'{name}' has no option '{option}'{hint}")
+        kind = type(known[option].default)
+        if kind in _NUMBERS and (
+            not isinstance(value, _NUMBERS[kind]) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise TypeError(f"{option} of '{name}' must be {_WORDS[kind]}, not {value!r}.")
     return tasks[task](**kwargs)
 
 

@@ -7,8 +7,11 @@ Each agent i learns N atoms θ_ij(o_i, a) at the fractions τ_j = ξ (2j + 1) / 
     L = L_TD + α mean Σ_j [log Σ_a exp θ_ij(o_i, a) - θ_ij(o_i, a_i)]
 
 and acts greedily by the mean of its atoms: by the mean of the return for ξ = 1, and by an estimate of its CVaR at level
-ξ below that. The tail is taken in every step anew, which is more cautious than the CVaR of the whole return. The
-gradient of L_TD is bounded, so values move by no more than about `lr` a step, and κ blurs quantiles that lie closer
+ξ below that. The tail is taken in every step anew, which is more cautious than the CVaR of the whole return. With
+`greedy_risk` ζ it acts by the lowest share ζ of its atoms instead, an estimate of the CVaR at level ζ ξ of what the
+policy that is greedy by all atoms would get.
+
+The gradient of L_TD is bounded, so values move by no more than about `lr` a step, and κ blurs quantiles that lie closer
 together than itself: with returns of hundreds, `reward_scale` 0.01 speeds learning up; with returns near 1, choose a
 smaller `huber`.
 
@@ -63,12 +66,14 @@ class Config:
     """Discount."""
     tau: float = 0.01
     """Soft update of the targets."""
-    grad_clip: float = float("inf")
-    """Largest norm of a gradient."""
+    grad_clip: float = 1e9
+    """Largest norm of a gradient; by default there is none so large."""
     cql_alpha: float = 1.0
     """α, the weight of the conservative penalty."""
     risk: float = 1.0
     """ξ: the share of the worst outcomes that counts."""
+    greedy_risk: float = 1.0
+    """ζ: the share of the lowest atoms that it acts by."""
     huber: float = 1.0
     """κ, where the loss of quantiles turns from squares to lines."""
     reward_scale: float = 1.0
@@ -127,7 +132,11 @@ class State(NamedTuple):
 def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_value_learner(name, config, spec, kind="discrete")
-    require(0 < config.risk <= 1, f"risk must lie in (0, 1], not {config.risk}.")
+    for option in ("risk", "greedy_risk"):
+        share = getattr(config, option)
+        require(0 < share <= 1, f"{option} must lie in (0, 1], not {share}.")
+        require(config.quantiles > 0 or share == 1, f"{name} learns no quantiles here, so {option} must be 1.")
+    require(config.quantiles > 0 or not config.published_axis, f"{name} learns no quantiles: no published_axis.")
     require_positive(config, "huber", "reward_scale", "epsilon_rounds")
     require_not_negative(config, "cql_alpha", "quantiles", "first_epsilon", "last_epsilon")
     require(
@@ -161,6 +170,8 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     network = _network(config, spec)
     atoms_of = action_atoms(config, spec)
     optimiser = clipped_adam(config.lr, config.grad_clip)
+    lowest = config.greedy_risk * max(config.quantiles, 1)  # so many atoms, the last one in part
+    shares = jnp.clip(lowest - jnp.arange(max(config.quantiles, 1)), 0.0, 1.0) / lowest  # (Q,)
     counted = 1.0
     if config.published_reward:
         counted = n if config.quantiles else n / 2
@@ -243,7 +254,7 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     def act(
         policies: GreedyPolicy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
     ) -> tuple[chex.Array, Any]:
-        values = atoms_of(policies, obs).mean(axis=-2)  # (N, A)
+        values = jnp.tensordot(shares, atoms_of(policies, obs), (0, 1))  # (N, A)
         actions = legal(values, mask).argmax(axis=-1)
         if explore:
             random_key, which_key = jax.random.split(key)

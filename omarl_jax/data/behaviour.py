@@ -150,6 +150,7 @@ def save(
         "rounds": [snapshots[i]["round"] for i in used],
         "returns": [round(snapshots[i]["returns"], 2) for i in used],
         "explored_returns": [round(snapshots[i]["explored"], 2) for i in used],
+        "reference": None if env.reference is None else env.reference.source,
         "jax": jax.__version__,
     }
     policies = jax.tree.map(lambda *leaves: np.stack(leaves), *(snapshots[i]["policy"] for i in used))

@@ -53,6 +53,7 @@ class Card:
         memory: bytes of all rows.
         ordered: whether transitions form episodes; if not, each is an episode of its own.
         returns: of the episodes: the sum over time of the mean reward of the agents.
+        mean_return: from the metadata: the mean return that policies are judged by, which some tasks count otherwise.
         reference: returns between which scores are normalised, or None where unknown.
         score: the normalised mean return; None without reference or order.
         agent_rewards: (N,) mean reward of a transition.
@@ -76,6 +77,7 @@ class Card:
     memory: int
     ordered: bool
     returns: Distribution
+    mean_return: float | None
     reference: ScoreReference | None
     score: float | None
     agent_rewards: list[float]
@@ -108,6 +110,7 @@ class Card:
             ("episodes", f"{self.episodes:,}" if self.ordered else "no order: each transition stands alone"),
             ("terminal transitions", f"{self.terminal:,}"),
             ("truncated transitions", f"{self.truncated:,}"),
+            ("mean return, as policies are judged", None if self.mean_return is None else f"{self.mean_return:.4g}"),
             ("normalised mean score", score),
             ("score reference", reference),
             ("memory", f"{self.memory / 2**20:.1f} MiB"),
@@ -181,6 +184,7 @@ def card(dataset: Dataset) -> Card:
         memory=sum(array.nbytes for array in rows if array is not None),
         ordered=ordered,
         returns=_distribution(returns, _BINS),
+        mean_return=metadata.get("mean_return"),
         reference=reference,
         score=reference.normalise(float(returns.mean())) if reference and ordered else None,
         agent_rewards=rewards.mean(axis=0).tolist(),
@@ -279,7 +283,7 @@ def _whole_bins(values: np.ndarray) -> np.ndarray:
 
 
 def _return_name(card: Card) -> str:
-    return "episode return" if card.ordered else "reward of a transition"
+    return "sum of rewards of an episode" if card.ordered else "reward of a transition"
 
 
 def _text(value: Any) -> str:

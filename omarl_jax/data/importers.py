@@ -6,19 +6,19 @@ the action of each UAV, the reward that they share, the next state, and whether 
 
 import csv
 import pathlib
+from typing import Any
 
 import numpy as np
-from omarl_envs.base import MultiAgentEnv
 from omarl_envs.spec import TaskSpec
-from omarl_envs.uav import UavIot
 
 from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.recipes import make_env
 from omarl_jax.data.validation import from_episodes, validate
 from omarl_jax.errors import UserError
 from omarl_jax.files import replacing
 
 
-def read_csv(path: str | pathlib.Path, env: MultiAgentEnv) -> Dataset:
+def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     """Reads a log of MA-CQR.
 
     A line that does not begin where the one before ended begins an episode, too. The end of an episode is a truncation,
@@ -26,14 +26,14 @@ def read_csv(path: str | pathlib.Path, env: MultiAgentEnv) -> Dataset:
 
     Args:
         path: the file.
-        env: `uav/iot`, with as many UAVs and devices as the file's.
+        **options: constructor arguments of `uav/iot`, so that it has as many UAVs and devices as the file.
 
     Raises:
         UserError: if the file cannot be read, or is not of this layout and task.
     """
+    env = make_env("uav/iot", **options)
     path, spec = pathlib.Path(path), env.task_spec
-    if not isinstance(env, UavIot) or env.observation_scale != "raw":
-        raise UserError(f"Logs of MA-CQR are of uav/iot with raw observations, not of this form of '{spec.name}'.")
+    _check_form(spec, options)
     table = _numbers(path, _width(spec))
     cuts = np.cumsum([spec.state_dim, spec.n_agents, 1, spec.state_dim])
     state, actions, reward, next_state, over = np.split(table, cuts, axis=1)
@@ -64,7 +64,8 @@ def read_csv(path: str | pathlib.Path, env: MultiAgentEnv) -> Dataset:
     age = next_state[:, 2 * spec.n_agents :].mean(axis=1)
     metrics = {"age": age, "return": (reward[:, 0] + age) / spec.n_agents - age}
     metrics = {name: float(values.sum() / len(ends)) for name, values in metrics.items()}
-    metadata = {"recipe": path.name, "behaviour": "unknown", "metrics": metrics, "mean_return": metrics["return"]}
+    metadata = {"recipe": path.name, "behaviour": "unknown", "options": options}
+    metadata |= {"metrics": metrics, "mean_return": metrics["return"]}
     dataset = Dataset(spec, rows, metadata)
     validate(dataset)
     return dataset
@@ -77,8 +78,7 @@ def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
         UserError: if the task is not of that sort, or the file cannot be written.
     """
     spec, rows = dataset.spec, dataset.rows
-    if not spec.name.startswith("uav/"):
-        raise UserError(f"Only datasets of uav/iot can be written as logs of MA-CQR, not those of '{spec.name}'.")
+    _check_form(spec, dataset.metadata.get("options", {}))
     at = dataset.index()
     over = np.asarray(rows.terminal[at]).all(axis=1) | np.asarray(rows.truncated[at])
     columns = [rows.obs[at, 0], rows.actions[at], rows.rewards[at, :1], rows.obs[at + 1, 0], over[:, None]]
@@ -87,6 +87,13 @@ def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
         lines = [",".join(["", *map(str, range(_width(spec)))])]
         lines += [f"{i},{','.join(map(repr, line))}" for i, line in enumerate(table.tolist())]
         file.write("\n".join([*lines, ""]).encode())
+
+
+def _check_form(spec: TaskSpec, options: dict[str, Any]) -> None:
+    if spec.name != "uav/iot" or options.get("observation_scale", "raw") != "raw":
+        raise UserError(
+            f"Logs of MA-CQR hold data of uav/iot with raw observations, not of this form of '{spec.name}'."
+        )
 
 
 def _width(spec: TaskSpec) -> int:

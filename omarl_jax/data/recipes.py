@@ -7,8 +7,9 @@ series of snapshots spread evenly over training up to the medium one, which stan
 """
 
 import functools
-import importlib.resources
+import hashlib
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +20,14 @@ import omarl_envs
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax.collect import collect_rows, uniform_act
-from omarl_jax.data import logs
+from omarl_jax.data import logs, storage
 from omarl_jax.data.dataset import Dataset, Rows
-from omarl_jax.errors import UserError, unknown
+from omarl_jax.errors import UserError, check_seeds, unknown
 from omarl_jax.export import SavedPolicy, load_policy
 from omarl_jax.types import TaskSpec
 
-QUALITIES = ("random", "medium-replay", "medium", "expert", *logs.PARTS)
+_FROM_SNAPSHOTS = ("medium-replay", "medium", "expert")
+QUALITIES = ("random", *_FROM_SNAPSHOTS, *logs.PARTS)
 
 _DEFAULT_SIZE = 1_000_000
 _SIZES = {
@@ -64,6 +66,7 @@ def load_datasets(
     teams learn side by side, and learning amplifies it.
     """
     env = make_env(task, **options)
+    check_seeds(seeds)
     if quality not in (known := _qualities(env.task_spec)):
         raise unknown("dataset", quality, known)
     if size is None:
@@ -79,13 +82,37 @@ def load_datasets(
     made = []
     for seed, (rows, totals, behaviour) in zip(seeds, parts, strict=True):
         metrics = {name: float(values.mean()) for name, values in totals.items()}
-        metadata = {"recipe": quality, "seed": seed, "behaviour": behaviour, "options": options, "metrics": metrics}
-        made.append(Dataset(env.task_spec, rows, metadata | scores(env, metrics["return"])))
+        metadata: dict[str, Any] = {
+            "recipe": quality,
+            "seed": seed,
+            "behaviour": behaviour,
+            "options": options,
+            "metrics": metrics,
+        }
+        judged = scores(env, metrics["return"])
+        comparable = judged["comparable"] and (quality not in _FROM_SNAPSHOTS or _at_home(env))
+        made.append(Dataset(env.task_spec, rows, metadata | judged | {"comparable": comparable}))
     return made
 
 
+def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
+    """Names what data are made from beside their recipe, so that runs on other data have another name.
+
+    That is the content of a folder, the snapshots that ship, the reference returns (those of tag and world are of a
+    prey), and files among the options.
+    """
+    parts = [] if env.reference is None else [repr(env.reference).encode()]
+    if dataset not in QUALITIES:
+        parts.append(storage.described_hash(dataset).encode())
+    elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name)) is not None:
+        parts.append(file.read_bytes())
+    files = (pathlib.Path(value) for value in options.values() if isinstance(value, str))
+    parts += [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
 def _qualities(spec: TaskSpec) -> tuple[str, ...]:
-    """The datasets of a task; those from snapshots only where they ship."""
+    """The datasets that a task of this kind can have."""
     return tuple(q for q in QUALITIES if q == "random" or (q in logs.PARTS) == (spec.kind == "discrete"))
 
 
@@ -105,6 +132,8 @@ def _rollouts(env: MultiAgentEnv, quality: str, seed: int, size: int) -> tuple[R
     policies = jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
     trained = ", ".join(str(snapshots.metadata["rounds"][i]) for i in chosen)
     behaviour = f"{snapshots.algorithm} after {trained} rounds, with exploration noise"
+    if not _at_home(env):
+        behaviour += ", trained on another form of the task"
     return *collect_rows(env, *snapshots.functions, policies, key, episodes), behaviour
 
 
@@ -124,7 +153,7 @@ def catalogue() -> list[Entry]:
         env = make_env(task)
         saved = _snapshots(task)
         for quality in _qualities(env.task_spec):
-            by_snapshots = quality not in ("random", *logs.PARTS)
+            by_snapshots = quality in _FROM_SNAPSHOTS
             if by_snapshots and saved is None:
                 continue
             score = None
@@ -173,9 +202,18 @@ def behaviour_snapshots(env: MultiAgentEnv) -> SavedPolicy:
     return saved
 
 
+def _at_home(env: MultiAgentEnv) -> bool:
+    """Whether the shipped policies learned in this very form of the task: with the prey that has these references."""
+    found = _snapshots(env.task_spec.name)
+    return found is not None and env.reference is not None and found.metadata["reference"] == env.reference.source
+
+
 @functools.cache
 def _snapshots(task: str) -> SavedPolicy | None:
-    name = task.replace("/", "-") + ".npz"
-    file = importlib.resources.files("omarl_jax.data") / "snapshots" / name
-    with importlib.resources.as_file(file) as path:
-        return load_policy(path) if path.exists() else None
+    file = _snapshot_file(task)
+    return None if file is None else load_policy(file)
+
+
+def _snapshot_file(task: str) -> pathlib.Path | None:
+    file = pathlib.Path(__file__).parent / "snapshots" / f"{task.replace('/', '-')}.npz"
+    return file if file.exists() else None

@@ -10,6 +10,7 @@ The metadata may be amended by hand (a reference score, say): the content hash s
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -20,7 +21,7 @@ import numpy as np
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax.data.dataset import Dataset, Rows
-from omarl_jax.data.validation import validate, validate_shapes
+from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
 
 FORMAT = 1
@@ -100,13 +101,7 @@ def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -
     folder = Path(folder)
     found, metadata, described, content = _read_description(folder)
     if spec is not None:
-        for name in ("name", "kind", "n_agents", "obs_dim", "action_dim"):
-            has, wanted = getattr(found, name), getattr(spec, name)
-            if has != wanted:
-                raise UserError(
-                    f"The dataset in {folder} is of task '{found.name}' with {name} {has!r}, "
-                    f"but task '{spec.name}' with {name} {wanted!r} was asked for."
-                )
+        validate_task(found, spec, f"The dataset in {folder}")
     arrays = {name: _open(folder / f"{name}.npy", array) for name, array in described.items()}
     if check:
         for name, array in arrays.items():
@@ -137,6 +132,15 @@ def content_hash(dataset: Dataset) -> str:
     It is the sha256 of a line `name dtype shape sha256` for each array, in the order of `Rows`.
     """
     return _content_hash({name: _describe(array) for name, array in _arrays(dataset.rows).items()})
+
+
+def described_hash(folder: str | Path) -> str:
+    """The content hash that a dataset on disk says it has.
+
+    Raises:
+        UserError: if there is no dataset, or its description is damaged.
+    """
+    return _read_description(Path(folder))[-1]
 
 
 def _arrays(rows: Rows) -> dict[str, np.ndarray]:
@@ -179,6 +183,10 @@ def _read_description(folder: Path) -> tuple[TaskSpec, dict[str, Any], dict[str,
         metadata, content = dict(description["metadata"]), str(description["content_hash"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: an entry is missing or malformed ({error}).") from error
+    references = [metadata.get(name) for name in ("random", "expert")]
+    numbers = [value for value in references if isinstance(value, int | float) and math.isfinite(value)]
+    if references != [None, None] and (len(numbers) < 2 or numbers[0] == numbers[1]):
+        raise UserError(f"{path} is damaged: random and expert must be two different numbers, or both be null.")
     required = {name for name in Rows._fields if name not in Rows._field_defaults}
     if not required <= set(described) <= set(Rows._fields):
         wrong = ", ".join(sorted((required - set(described)) | (set(described) - set(Rows._fields))))

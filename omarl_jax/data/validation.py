@@ -213,3 +213,14 @@ def _refuse(field: str, values: np.ndarray, bad: np.ndarray, why: str) -> None:
         row, *place = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
         at = f" at {place}" if place else ""
         raise UserError(f"Row {row} of the dataset's {field} holds {values[(row, *place)]!s}{at}: {why}.")
+
+
+def validate_task(found: TaskSpec, wanted: TaskSpec, what: str) -> None:
+    """Raises a `UserError` unless policies of one task can play the other: the length of episodes may differ."""
+    for name in ("name", "kind", "n_agents", "obs_dim", "action_dim"):
+        has, needs = getattr(found, name), getattr(wanted, name)
+        if has != needs:
+            raise UserError(
+                f"{what} is of task '{found.name}' with {name} {has!r}, "
+                f"but task '{wanted.name}' with {name} {needs!r} was asked for."
+            )

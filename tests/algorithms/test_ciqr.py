@@ -22,6 +22,16 @@ FAMILY = ("ciql", "ccql", "ciqr", "ccqr")
 FAST = {"lr": 0.01, "tau": 0.05, "hidden": (16,), "gamma": 0.5, "cql_alpha": 0.0}
 
 
+@pytest.fixture(params=[2, 3])
+def n(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The size of the team, for tests of what holds for any."""
+    monkeypatch.setitem(globals(), "N", request.param)
+    spec = dataclasses.replace(SPEC, n_agents=request.param, state_dim=request.param * O)
+    monkeypatch.setitem(globals(), "SPEC", spec)
+    monkeypatch.setitem(globals(), "STATS", Stats(jnp.zeros((request.param, O)), jnp.ones((request.param, O))))
+    return request.param
+
+
 def make(name: str, **overrides: Any) -> tuple[Any, Any]:
     config = METHODS[name].configure(SPEC, FAST | overrides)
     return config, METHODS[name].make(config, SPEC)
@@ -133,19 +143,19 @@ def test_bootstraps_through_truncation_but_not_through_the_end(name: str) -> Non
         np.testing.assert_allclose(total, 1.0 if terminal else 2.0, atol=0.1)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("ccqr", N), ("ccql", N / 2)])
-def test_the_published_reward_counts_more_than_once(name: str, factor: float) -> None:
+@pytest.mark.parametrize(("name", "share"), [("ccqr", 1.0), ("ccql", 0.5)])
+def test_the_published_reward_counts_more_than_once(name: str, share: float, n: int) -> None:
     options = {"published_reward": True, "lr": 0.03}
     state = learned(name, rows(np.zeros((32, N)), np.full(32, 3.0)), 1_500, **options)
     atoms = values(name, state, **options)[:, :, 0]
-    np.testing.assert_allclose(atoms.sum(axis=0), 3 * factor, atol=0.15)
+    np.testing.assert_allclose(atoms.sum(axis=0), 3 * share * n, atol=0.15)
 
 
-def test_value_decomposition_finds_what_each_agent_adds() -> None:
+def test_value_decomposition_finds_what_each_agent_adds(n: int) -> None:
     """Rewards are a sum of one part for each agent, and so are the best actions."""
-    actions = np.stack(np.meshgrid(np.arange(A), np.arange(A)), axis=-1).reshape(-1, N)
-    parts = np.array([[0.0, 4.0, 1.0], [2.0, -3.0, 5.0]])
-    rewards = parts[0, actions[:, 0]] + parts[1, actions[:, 1]]
+    actions = np.stack(np.meshgrid(*[np.arange(A)] * n), axis=-1).reshape(-1, n)
+    parts = np.array([[0.0, 4.0, 1.0], [2.0, -3.0, 5.0], [1.0, 0.0, -2.0]])[:n]
+    rewards = parts[np.arange(n), actions].sum(axis=1)
     total = values("ccql", learned("ccql", rows(actions, rewards), 2_000))[:, 0]  # (N, A)
     np.testing.assert_allclose(total - total[:, :1], parts - parts[:, :1], atol=0.1)
 
@@ -194,6 +204,18 @@ def test_illegal_actions_are_never_taken(name: str) -> None:
     assert set(taken[:, 1]) == {1}
 
 
+@pytest.mark.parametrize(("share", "choice"), [(1.0, 0), (0.5, 1), (0.375, 2)])
+def test_it_can_act_by_the_lowest_atoms(share: float, choice: int) -> None:
+    """Four atoms of three actions: their means are best for 0, two lowest for 1, one and a half for 2."""
+    atoms = np.array([[-9.0, 0.0, 1.0], [0.0, 5.0, 3.5], [9.0, 1.0, 1.0], [9.0, 1.0, 1.0]])
+    _, method = make("ciqr", quantiles=4, greedy_risk=share)
+    state = method.init(jax.random.key(0), STATS)
+    params = jax.tree.map(jnp.zeros_like, state.policy.params)
+    params["_Dense_1"]["bias"] = jnp.asarray(np.tile(atoms.reshape(-1), (N, 1)), jnp.float32)
+    found, _ = method.act(state.policy._replace(params=params), jnp.ones((N, O)), None, (), jax.random.key(0))
+    np.testing.assert_array_equal(found, [choice] * N)
+
+
 def test_exploration_falls_from_all_to_few() -> None:
     _, method = make("ciql", epsilon_rounds=10.0)
     state = method.init(jax.random.key(0), STATS)
@@ -209,6 +231,10 @@ def test_exploration_falls_from_all_to_few() -> None:
     [
         ({"risk": 0.0}, r"risk must lie in \(0, 1\]"),
         ({"risk": 1.5}, r"risk must lie in \(0, 1\]"),
+        ({"greedy_risk": 0.0}, r"greedy_risk must lie in \(0, 1\]"),
+        ({"quantiles": 0, "risk": 0.5}, "so risk must be 1"),
+        ({"quantiles": 0, "greedy_risk": 0.5}, "so greedy_risk must be 1"),
+        ({"quantiles": 0, "published_axis": True}, "no published_axis"),
         ({"quantiles": -1}, "quantiles must not be negative"),
         ({"huber": 0.0}, "huber must be positive"),
         ({"first_epsilon": 1.2}, "epsilon must lie in"),

@@ -74,16 +74,18 @@ def test_transitions_without_order_have_rewards_but_no_score(continuous: Dataset
 
 def test_the_page_says_what_the_card_knows(continuous: Dataset):
     metadata = {**continuous.metadata, "reference_source": "Table 1", "comparable": False, "behaviour": "a|b"}
+    metadata["mean_return"] = -3.5
     page = card(dataclasses.replace(continuous, metadata=metadata)).markdown()
     for line in (
         "# toy/continuous: toy",
         "| seed | 3 |",
         "| behaviour | a\\|b |",
         "| comparable with published numbers | no |",
+        "| mean return, as policies are judged | -3.5 |",
         "| transitions | 6 |",
         "| normalised mean score | 63.3 |",
         "| score reference | 0 is a return of 0, 100 one of 20 (Table 1) |",
-        "| episode return | 12.67 | 4.989 | 6 | 6.8 | 10 | 14 | 16 | 17.6 | 18 |",
+        "| sum of rewards of an episode | 12.67 | 4.989 | 6 | 6.8 | 10 | 14 | 16 | 17.6 | 18 |",
         "| episode length | 2 | 0.8165 | 1 | 1.1 | 1.5 | 2 | 2.5 | 2.9 | 3 |",
         "| 1 | 9.5 | 0 | 10 |",
         "| 1 | 0.0 % | 100.0 % |",

@@ -35,10 +35,11 @@ def log(tmp_path):
     return path
 
 
-def test_a_log_is_read_as_it_says(env, log):
-    data = read_csv(log, env)
+def test_a_log_is_read_as_it_says(log):
+    data = read_csv(log, devices=DEVICES)
     rows = data.rows
     assert data.size == 3
+    assert data.metadata["options"] == {"devices": DEVICES}
     np.testing.assert_array_equal(rows.closing, [False, False, True, False, True])
     np.testing.assert_array_equal(rows.state, [A, B, C, A, D])
     np.testing.assert_array_equal(rows.obs, np.stack([rows.state, rows.state], axis=1))
@@ -52,7 +53,7 @@ def test_a_log_is_read_as_it_says(env, log):
 
 
 def test_the_end_is_terminal_where_the_task_says_so(log):
-    rows = read_csv(log, make("uav/iot", devices=DEVICES, time_limit_is_terminal=True)).rows
+    rows = read_csv(log, devices=DEVICES, time_limit_is_terminal=True).rows
     np.testing.assert_array_equal(rows.terminal[:, 0], [False, True, False, False, False])
     np.testing.assert_array_equal(rows.truncated, [False, False, False, True, False])
 
@@ -60,7 +61,7 @@ def test_the_end_is_terminal_where_the_task_says_so(log):
 def test_what_was_written_is_read_again(env, tmp_path):
     rows, totals = collect_rows(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "again.csv")
-    again = read_csv(tmp_path / "again.csv", env)
+    again = read_csv(tmp_path / "again.csv", devices=DEVICES)
     for name, array in again.rows._asdict().items():
         if name != "action_mask":
             np.testing.assert_array_equal(array, getattr(rows, name), err_msg=name)
@@ -81,19 +82,23 @@ def test_what_was_written_is_read_again(env, tmp_path):
         (lambda text: text.replace(",1,14,", ",1,1.5,"), "whole numbers"),
     ],
 )
-def test_a_wrong_file_is_refused(env, log, change, told):
+def test_a_wrong_file_is_refused(log, change, told):
     log.write_text(change(log.read_text()))
     with pytest.raises(UserError, match=told):
-        read_csv(log, env)
+        read_csv(log, devices=DEVICES)
 
 
-def test_what_does_not_fit_is_refused(env, log, tmp_path, continuous):
+def test_what_does_not_fit_is_refused(log, tmp_path, continuous):
     with pytest.raises(UserError, match="cannot be read"):
-        read_csv(tmp_path / "nowhere.csv", env)
+        read_csv(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match=r"lacks the columns 16, 17, 18, 19, 20 … 31; logs of this task have 0 to 31\."):
-        read_csv(log, make("uav/iot"))
+        read_csv(log)
     with pytest.raises(UserError, match="with raw observations"):
-        read_csv(log, make("uav/iot", devices=DEVICES, observation_scale="unit"))
-    with pytest.raises(UserError, match="Only datasets of uav/iot"):
+        read_csv(log, devices=DEVICES, observation_scale="unit")
+    with pytest.raises(UserError, match="not of this form of"):
         write_csv(continuous, tmp_path / "x.csv")
+    for options in ({"observation_scale": "unit"}, {"random_missions": True}):
+        with pytest.raises(UserError, match="not of this form of"):
+            write_csv(Dataset(make("uav/iot", **options).task_spec, None, {"options": options}), tmp_path / "x.csv")
+    assert not (tmp_path / "x.csv").exists()
     assert not (tmp_path / "x.csv").exists()

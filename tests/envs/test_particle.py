@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs import make
+from omarl_envs.base import MultiAgentEnv
 from omarl_envs.particle import physics, pursuit, spread
 from omarl_envs.particle.physics import State
 from omarl_envs.particle.prey import Prey
@@ -382,20 +383,37 @@ def test_random_returns_are_the_published_ones(n_agents: int) -> None:
     assert error == pytest.approx(expected_error, rel=0.25)
 
 
-def _random_returns(n_agents: int, n_episodes: int) -> np.ndarray:
-    env = make("particle/spread", n_agents=n_agents)
+@pytest.mark.parametrize(("task", "expected"), [("tag", -4.0), ("world", -7.0)])
+def test_the_shipped_prey_flees_as_well_as_the_published_one_and_stays_inside(task: str, expected: float) -> None:
+    env = make(f"particle/{task}")
+    returns, inside = _random_play(env, 4_000)
+    assert returns.mean() == pytest.approx(expected, abs=3.0)
+    assert env.reference is not None
+    error = returns.std() / len(returns) ** 0.5
+    assert returns.mean() == pytest.approx(env.reference.random, abs=4.0 * error)
+    assert inside.mean() > 0.95
 
-    def step(states: State, actions: chex.Array) -> tuple[State, chex.Array]:
+
+def _random_returns(n_agents: int, n_episodes: int) -> np.ndarray:
+    return _random_play(make("particle/spread", n_agents=n_agents), n_episodes)[0]
+
+
+def _random_play(env: MultiAgentEnv, n_episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(E,) returns of uniform actions, and in which share of the steps the last body had |x|, |y| < 1.5."""
+    n_agents = env.task_spec.n_agents
+
+    def step(states: State, actions: chex.Array) -> tuple[State, tuple[chex.Array, chex.Array]]:
         states, timesteps = jax.vmap(env.step)(states, actions)
-        return states, timesteps.extras["metrics"]["return"]
+        inside = jnp.all(jnp.abs(states.position[:, -1]) < 1.5, axis=-1)
+        return states, (timesteps.extras["metrics"]["return"], inside.mean())
 
     # Programs without unused observations, and without random numbers in the loop, compile in half the time.
     keys = jax.random.split(jax.random.key(0), n_episodes)
     starts = jax.jit(jax.vmap(lambda key: env.reset(key)[0]))(keys)
     shape = (physics.EPISODE_LENGTH, n_episodes, n_agents, 2)
     actions = jax.random.uniform(jax.random.key(1), shape, minval=-1.0, maxval=1.0)
-    _, returns = jax.jit(lambda states, actions: jax.lax.scan(step, states, actions))(starts, actions)
-    return np.asarray(returns.sum(axis=0))
+    _, (returns, inside) = jax.jit(lambda states, actions: jax.lax.scan(step, states, actions))(starts, actions)
+    return np.asarray(returns.sum(axis=0)), np.asarray(inside)
 
 
 @pytest.mark.parametrize(

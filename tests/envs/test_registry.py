@@ -64,6 +64,21 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -
         make(name)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"n_uav": 3}, "no option 'n_uav'; did you mean 'n_uavs'"),
+        ({"n_uavs": 2.5}, "n_uavs of 'uav/iot' must be a whole number, not 2.5"),
+        ({"n_uavs": True}, "must be a whole number, not True"),
+        ({"risk_penalty": "much"}, "must be a number, not 'much'"),
+        ({"random_missions": "no"}, "must be true or false, not 'no'"),
+    ],
+)
+def test_options_are_checked_against_the_constructor(options: dict[str, object], told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        make("uav/iot", **options)
+
+
 def test_one_file_adds_a_task(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tmpmodule").mkdir()
     (tmp_path / "tmpmodule" / "tasks.py").write_text(A_TASK_OF_ONES_OWN)
