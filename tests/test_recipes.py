@@ -127,12 +127,12 @@ def two_snapshots(tmp_path, monkeypatch):
     chosen = {"medium-replay": [1, 3], "medium": [3], "expert": [3]}
     behaviour.save(tmp_path / "two.npz", env, "matd3", CONFIG, snapshots, chosen)
     saved = load_policy(tmp_path / "two.npz")
-    monkeypatch.setattr(recipes, "_snapshots", lambda task: saved if task == SPREAD else None)
+    monkeypatch.setattr(recipes, "_snapshots", lambda task, quality: saved if task == SPREAD else None)
     return [learner, snapshots[1]["policy"], snapshots[3]["policy"]]
 
 
 def test_only_the_chosen_snapshots_are_kept(two_snapshots):
-    metadata = recipes.behaviour_snapshots(make_env(SPREAD)).metadata
+    metadata = recipes.behaviour_snapshots(make_env(SPREAD), "medium").metadata
     assert metadata["recipe"] == {"medium-replay": [0, 1], "medium": [1], "expert": [1]}
     assert metadata["rounds"] == [500, 1500]
     assert metadata["explored_returns"] == [3.0, 5.0]
@@ -165,7 +165,8 @@ def test_the_catalogue_lists_what_can_be_made(two_snapshots, monkeypatch):
 
 def _shipped():
     folder = Path(omarl_jax.data.__file__).parent / "snapshots"
-    return [(path, quality) for path in sorted(folder.glob("*.npz")) for quality in SNAPSHOTS]
+    paths = sorted(folder.glob("*.npz"))
+    return [(path, quality) for path in paths for quality in load_policy(path).metadata["recipe"]]
 
 
 @pytest.mark.parametrize(("path", "quality"), _shipped(), ids=lambda value: getattr(value, "stem", value))

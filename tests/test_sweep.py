@@ -124,7 +124,7 @@ def test_a_run_on_other_data_has_another_name(grid, tmp_path, monkeypatch):
     grid.write_text(GRID.replace('"random"', '"random", "expert"'))
     before = names()
     (tmp_path / "other.npz").write_bytes(b"other snapshots")
-    monkeypatch.setattr(recipes, "_snapshot_file", lambda task: tmp_path / "other.npz")
+    monkeypatch.setattr(recipes, "_snapshot_file", lambda task, quality: tmp_path / "other.npz")
     assert {name.split("_")[1] for name in before - names()} == {"expert"}
 
 

@@ -1,6 +1,6 @@
 """How the behaviour policies were made: online training, with snapshots along the way.
 
-Run again, `make_snapshots` gives policies of the same quality; the shipped file names its seeds, rounds and returns.
+Run again, `train` gives policies of the same quality; the shipped file names its seeds, rounds and returns.
 """
 
 import dataclasses

@@ -4,6 +4,12 @@ Every quality is regenerated in seconds, in memory. Continuous tasks have snapsh
 learn while the dataset is made (see `logs`). Snapshots come from online training (see `behaviour`); of those,
 `medium` and `expert` play with the noise they explored with, and `medium-replay` plays whole episodes with each of a
 series of snapshots spread evenly over training up to the medium one, which stands for the replay buffer of that time.
+They were made by
+
+    omarl behaviour particle/spread --medium 31.8 --expert 104 --replay 12.3                         (medium-replay)
+    omarl behaviour particle/spread --medium 31.8 --expert 104 --seeds 0 1 --rounds 20000 --every 50 --set gain=3.0
+    omarl behaviour particle/tag --medium 63.5 --expert 100 --replay 4.2 --algorithm itd3
+    omarl behaviour particle/world --medium 84.2 --expert 100 --replay 9.3 --algorithm itd3 --rounds 15000
 """
 
 import functools
@@ -90,7 +96,7 @@ def load_datasets(
             "metrics": metrics,
         }
         judged = scores(env, metrics["return"])
-        comparable = judged["comparable"] and (quality not in _FROM_SNAPSHOTS or _at_home(env))
+        comparable = judged["comparable"] and (quality not in _FROM_SNAPSHOTS or _at_home(env, quality))
         made.append(Dataset(env.task_spec, rows, metadata | judged | {"comparable": comparable}))
     return made
 
@@ -104,7 +110,7 @@ def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
     parts = [] if env.reference is None else [repr(env.reference).encode()]
     if dataset not in QUALITIES:
         parts.append(storage.described_hash(dataset).encode())
-    elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name)) is not None:
+    elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
         parts.append(file.read_bytes())
     files = (pathlib.Path(value) for value in options.values() if isinstance(value, str))
     parts += [file.read_bytes() for file in files if file.is_file()]
@@ -127,12 +133,12 @@ def _rollouts(env: MultiAgentEnv, quality: str, seed: int, size: int) -> tuple[R
     key = jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality))
     if quality == "random":
         return *collect_rows(env, uniform_act(env.task_spec), (), None, key, episodes), "uniform actions"
-    snapshots = behaviour_snapshots(env)
+    snapshots = behaviour_snapshots(env, quality)
     chosen = np.array(snapshots.metadata["recipe"][quality])
     policies = jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
     trained = ", ".join(str(snapshots.metadata["rounds"][i]) for i in chosen)
     behaviour = f"{snapshots.algorithm} after {trained} rounds, with exploration noise"
-    if not _at_home(env):
+    if not _at_home(env, quality):
         behaviour += ", trained on another form of the task"
     return *collect_rows(env, *snapshots.functions, policies, key, episodes), behaviour
 
@@ -151,15 +157,14 @@ def catalogue() -> list[Entry]:
     entries = []
     for task in omarl_envs.task_names():
         env = make_env(task)
-        saved = _snapshots(task)
         for quality in _qualities(env.task_spec):
-            by_snapshots = quality in _FROM_SNAPSHOTS
-            if by_snapshots and saved is None:
+            saved = _snapshots(task, quality) if quality in _FROM_SNAPSHOTS else None
+            if quality in _FROM_SNAPSHOTS and saved is None:
                 continue
             score = None
             if env.reference is not None and quality == "random":
                 score = 0.0
-            elif env.reference is not None and saved is not None and by_snapshots:
+            elif env.reference is not None and saved is not None:
                 returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
                 score = float(env.reference.normalise(np.mean(returns)))
             entries.append(Entry(task, quality, _size(task, quality), score))
@@ -191,9 +196,9 @@ def scores(env: MultiAgentEnv, mean_return: float) -> dict[str, Any]:
     }
 
 
-def behaviour_snapshots(env: MultiAgentEnv) -> SavedPolicy:
-    """The shipped behaviour policies of a task, stacked, with their `recipe` in the metadata."""
-    saved = _snapshots(env.task_spec.name)
+def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
+    """The shipped behaviour policies of a task and quality, stacked, with their `recipe` in the metadata."""
+    saved = _snapshots(env.task_spec.name, quality)
     if saved is None or saved.spec != env.task_spec:
         raise UserError(
             f"No behaviour policies ship with this form of '{env.task_spec.name}'; "
@@ -202,18 +207,20 @@ def behaviour_snapshots(env: MultiAgentEnv) -> SavedPolicy:
     return saved
 
 
-def _at_home(env: MultiAgentEnv) -> bool:
+def _at_home(env: MultiAgentEnv, quality: str) -> bool:
     """Whether the shipped policies learned in this very form of the task: with the prey that has these references."""
-    found = _snapshots(env.task_spec.name)
+    found = _snapshots(env.task_spec.name, quality)
     return found is not None and env.reference is not None and found.metadata["reference"] == env.reference.source
 
 
 @functools.cache
-def _snapshots(task: str) -> SavedPolicy | None:
-    file = _snapshot_file(task)
+def _snapshots(task: str, quality: str) -> SavedPolicy | None:
+    file = _snapshot_file(task, quality)
     return None if file is None else load_policy(file)
 
 
-def _snapshot_file(task: str) -> pathlib.Path | None:
-    file = pathlib.Path(__file__).parent / "snapshots" / f"{task.replace('/', '-')}.npz"
-    return file if file.exists() else None
+def _snapshot_file(task: str, quality: str) -> pathlib.Path | None:
+    """The file of the quality, or that of the task."""
+    folder, name = pathlib.Path(__file__).parent / "snapshots", task.replace("/", "-")
+    files = (folder / f"{name}-{quality}.npz", folder / f"{name}.npz")
+    return next((file for file in files if file.exists()), None)
