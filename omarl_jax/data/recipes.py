@@ -107,7 +107,7 @@ def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
     That is the content of a folder, the snapshots that ship, the reference returns (those of tag and world are of a
     prey), and files among the options.
     """
-    parts = [] if env.reference is None else [repr(env.reference).encode()]
+    parts = [] if env.reference is None else [repr((env.reference.random, env.reference.expert)).encode()]
     if dataset not in QUALITIES:
         parts.append(storage.described_hash(dataset).encode())
     elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
