@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omarl_jax.errors import UserError, check_seeds
+from omarl_jax.files import require_writable
 
 if TYPE_CHECKING:
     from omarl_jax.sweep import Grid
@@ -229,6 +230,7 @@ def behaviour(
     from omarl_jax.data import behaviour
     from omarl_jax.data.recipes import make_env
 
+    require_writable(out)
     env = make_env(task, **_pairs(option))
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
@@ -255,6 +257,7 @@ def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, roun
     from omarl_jax.data import behaviour
     from omarl_jax.data.recipes import make_env
 
+    require_writable(out)
     env = make_env(task, prey="learner")
     *_, last = behaviour.train(env, "matd3", {}, seed, rounds, every=rounds, final_lr=1.0)
     behaviour.save_prey(out, env, last["policy"])

@@ -9,6 +9,17 @@ from typing import BinaryIO
 from omarl_jax.errors import UserError
 
 
+def require_writable(path: pathlib.Path) -> None:
+    """Raises a `UserError` if a file cannot be written there, before hours are spent on what it should hold."""
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Opens a file that takes the place of `path` once everything is written; until then what was there stays.

@@ -56,6 +56,8 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["evaluate", "nowhere.npz"], "There is no policy"),
         (["report", "nowhere"], "nowhere"),
         (["prey", "particle/spread", "--out", "prey.npz"], "prey"),
+        (["prey", "particle/tag", "--out", "/proc/prey.npz"], "cannot be written"),
+        (["behaviour", "particle/tag", "--out", "/proc/x.npz", "--medium", "1", "--expert", "2"], "cannot be written"),
         (["behaviour", "particle/tag", "--out", "x.npz", "--medium", "1", "--expert", "2", "--every", "7"], "multiple"),
     ],
 )

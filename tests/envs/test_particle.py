@@ -390,7 +390,7 @@ def test_the_shipped_prey_flees_as_well_as_the_published_one_and_stays_inside(ta
     assert returns.mean() == pytest.approx(expected, abs=3.0)
     assert env.reference is not None
     error = returns.std() / len(returns) ** 0.5
-    assert returns.mean() == pytest.approx(env.reference.random, abs=4.0 * error)
+    assert returns.mean() == pytest.approx(env.reference.random, abs=4.0 * float(error))
     assert inside.mean() > 0.95
 
 
