@@ -524,9 +524,7 @@ def _pairs(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"What is set is written name=value, not '{pair}'.")
         try:
-            options[name] = (
-                {"true": True, "false": False}[value] if value in ("true", "false") else ast.literal_eval(value)
-            )
+            options[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
         except (ValueError, SyntaxError):
             options[name] = value
     return options

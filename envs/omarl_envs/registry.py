@@ -9,12 +9,15 @@ import importlib
 import inspect
 import numbers
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from omarl_envs.base import MultiAgentEnv
 
-_NUMBERS = {bool: bool, int: numbers.Integral, float: numbers.Real}
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+_NUMBERS: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+}
 _INFRASTRUCTURE = ("base", "registry", "rendering", "spec")
 
 
@@ -49,20 +52,21 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
     family, _, task = name.partition("/")
     tasks = _tasks(family) if family in families() or "." in family.strip(".") else {}
     if task not in tasks:
-        nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)[0]
-        raise UnknownTask(f"There is no task '{name}'; did you mean '{nearest}'?")
+        raise UnknownTask(f"There is no task '{name}'{_hint(name, task_names())}")
     known = inspect.signature(tasks[task]).parameters
     for option, value in kwargs.items():
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-            hint = f"; did you mean '{close[0]}'?" if close else "."
-            raise TypeError(f"'{name}' has no option '{option}'{hint}")
+            raise TypeError(f"'{name}' has no option '{option}'{_hint(option, known)}")
         kind = type(known[option].default)
-        if kind in _NUMBERS and (
-            not isinstance(value, _NUMBERS[kind]) or (isinstance(value, bool) and kind is not bool)
-        ):
-            raise TypeError(f"{option} of '{name}' must be {_WORDS[kind]}, not {value!r}.")
+        wanted, words = _NUMBERS.get(kind, (object, "anything"))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind in (int, float)):
+            raise TypeError(f"{option} of '{name}' must be {words}, not {value!r}.")
     return tasks[task](**kwargs)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"; did you mean '{nearest[0]}'?" if nearest else "."
 
 
 def _tasks(family: str) -> dict[str, Callable[..., MultiAgentEnv]]:
