@@ -45,7 +45,11 @@ class Checkpoints:
         Raises:
             UserError: if it is damaged or belongs to something else.
         """
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+
+        def described(x: Any) -> Any:  # what is on the host is its own description
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
+
+        target = jax.tree.map(described, like)
         try:
             return self._manager.restore(self.latest, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax raises many kinds, whatever it stumbles over

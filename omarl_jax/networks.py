@@ -90,6 +90,28 @@ def torch_kernel(inputs: int) -> Callable[..., chex.Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+@jax.custom_vjp
+def _times(x: chex.Array, kernel: chex.Array) -> chex.Array:
+    """x (…, I) times kernel (I, O) -> (…, O), by gradients that are written in the order of `x` and `kernel`.
+
+    JAX's own rule makes the gradient of a kernel as (O, I) and transposes it, which is a fifth of an update where
+    kernels are wide and batches small.
+    """
+    return x @ kernel
+
+
+def _times_forward(x: chex.Array, kernel: chex.Array) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _times_backward(inputs: tuple[chex.Array, chex.Array], grad: chex.Array) -> tuple[chex.Array, chex.Array]:
+    x, kernel = inputs
+    return jnp.einsum("...o,io->...i", grad, kernel), jnp.einsum("...i,...o->io", x, grad)
+
+
+_times.defvjp(_times_forward, _times_backward)
+
+
 class _Dense(nn.Module):
     features: int
     bound: float | None = None  # of the weights; None: PyTorch's default
@@ -99,7 +121,7 @@ class _Dense(nn.Module):
         inputs = x.shape[-1]
         weights = torch_kernel(inputs) if self.bound is None else torch_kernel(round(self.bound**-2))
         kernel = self.param("kernel", weights, (inputs, self.features))
-        return x @ kernel + self.param("bias", torch_kernel(inputs), (self.features,))
+        return _times(x, kernel) + self.param("bias", torch_kernel(inputs), (self.features,))
 
 
 def statistics(norm: Norm | None, *inputs: chex.Array) -> Norm:

@@ -239,7 +239,7 @@ def train_pack(
     )
     checkpoints = Checkpoints(folder / "checkpoints")
     if (saved := checkpoints.latest) is not None:
-        trainer.resume(checkpoints.restore(trainer.lanes), saved)
+        trainer.resume(checkpoints.restore(trainer.runs), saved)
 
     folders = [RunFolder(out / "runs" / run.name) for run in runs]
     logs: list[list[loggers.Logger]] = []
@@ -267,7 +267,7 @@ def train_pack(
             seen["rounds"].append(np.asarray(trainer.round))
             seen["returns"].append(returns[i])
             run_folder.write_evaluations(seen)
-        checkpoints.save(trainer.round, trainer.lanes)
+        checkpoints.save(trainer.round, trainer.runs)
         mean = float(returns.mean())
         score = mean if env.reference is None else float(env.reference.normalise(mean))
         report(Progress(0, trainer.round, first.rounds, list(runs), rates[-1], score))

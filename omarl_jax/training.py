@@ -1,9 +1,9 @@
 """The compiled training loop: many runs of one method in one program.
 
 Runs differ in seed, in float hyperparameters and in the data they sample; everything that shapes a program (method,
-task, widths, batch size) they share. A *chunk* is a scan over learning rounds, mapped over runs. Randomness is
-`fold_in(run key, round)`, and the run key depends on the seed alone, so it is the same whatever the size of the
-chunk, the neighbours in the program, or the number of devices.
+task, widths, batch size) they share. A *chunk* is a scan over learning rounds, mapped over lanes, each of which works
+on one run. Randomness is `fold_in(run key, round)`, and the run key depends on the seed alone, so it is the same
+whatever the size of the chunk, the neighbours in the program, or the number of devices.
 """
 
 import dataclasses
@@ -23,37 +23,37 @@ from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
 from omarl_jax.data.recipes import make_env
 from omarl_jax.data.validation import validate_task
 from omarl_jax.errors import UserError, check_seeds
-from omarl_jax.layout import Layout
+from omarl_jax.layout import Layout, write
 from omarl_jax.types import Algorithm, Metrics, TaskSpec
 
 
-class Lane(NamedTuple):
-    """One run inside a program; in a program every leaf begins with (R,).
+class RunState(NamedTuple):
+    """What a run has learned; in a program every leaf begins with (L,).
 
     Attributes:
         state: the method's state.
+        round: () int32, learning rounds done.
         diverged_at: () int32, the first round that was not finite, or -1. From the chunk with that round on the state
             stays as it was before that chunk.
     """
 
     state: Any
+    round: chex.Array
     diverged_at: chex.Array
 
 
 class Plan(NamedTuple):
-    """What a lane is given: nothing in it changes while it trains; in a program every leaf begins with (R,).
+    """What a run is given: nothing in it changes while it trains; in a program every leaf begins with (L,).
 
     Attributes:
         config: the method's hyperparameters.
         key: the run's key.
         window: the part of the data it samples from.
-        padding: () bool, whether the lane is only there to make the number of lanes even.
     """
 
     config: Any
     key: chex.PRNGKey
     window: Window
-    padding: chex.Array
 
 
 class Trainer:
@@ -66,12 +66,15 @@ class Trainer:
         datasets: the data.
         data_of: for each run, which of the datasets it learns from.
         env: the task, for evaluation; None if there is no simulator.
-        layout: where the lanes run; by default on all devices.
+        layout: where and when the runs are computed; by default on all devices.
 
     Attributes:
         round: learning rounds done.
-        lanes: the state of every lane, (R, …).
+        runs: the state of every run, (R, …): on the devices if one call has lanes enough (then it is (L, …), where
+            lanes that are left over repeat the last run), and otherwise on the host.
     """
+
+    runs: RunState
 
     def __init__(
         self,
@@ -87,6 +90,8 @@ class Trainer:
         self.spec: TaskSpec = datasets[0].spec
         self.n_runs = len(seeds)
         self.layout = layout or Layout.default(self.n_runs)
+        self._call, *others = self.layout.calls(self.n_runs)
+        self._at_once = not others
         if len({jax.tree.structure(config) for config in configs}) > 1:
             raise UserError("Runs of one program may differ in float hyperparameters only.")
 
@@ -94,20 +99,18 @@ class Trainer:
         data, windows = gather(datasets, needs)
         self._data = self.layout.everywhere(data)
         stats = [dataset.stats() for dataset in datasets]
-        order = self.layout.order(self.n_runs)
-        keys = jax.vmap(jax.random.key)(jnp.array([seeds[run] for run in order], jnp.uint32))
+        keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
         init_keys, train_keys, self._evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-        config = _stacked([configs[run] for run in order])
-        padding = jnp.arange(len(order)) >= self.n_runs
-        plan = Plan(config, train_keys, _stacked([windows[data_of[run]] for run in order]), padding)
-        self._plan = self.layout.one_each(plan)
-        lane_stats = _stacked([stats[data_of[run]] for run in order])
+        config = _stacked(configs)
+        self._plan = Plan(config, train_keys, _stacked([windows[data] for data in data_of]))
+        if self._at_once:
+            self._plan = self.layout.place(self._plan, self._call)
 
-        def init(config: Any, key: chex.PRNGKey, stats: Any) -> Lane:
-            return Lane(method.make(config, self.spec).init(key, stats), jnp.int32(-1))
+        def init(config: Any, key: chex.PRNGKey, stats: Any) -> RunState:
+            return RunState(method.make(config, self.spec).init(key, stats), jnp.int32(0), jnp.int32(-1))
 
-        self.lanes: Lane = self.layout.one_each(jax.jit(jax.vmap(init))(config, init_keys, lane_stats))
-        self._chunks: dict[int, Callable[..., tuple[Lane, Metrics]]] = {}
+        self.resume(jax.jit(jax.vmap(init))(config, init_keys, _stacked([stats[data] for data in data_of])), 0)
+        self._programs: dict[int, Callable[..., tuple[RunState, Metrics]]] = {}
         self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
 
     def advance(self, rounds: int) -> dict[str, np.ndarray]:
@@ -116,11 +119,26 @@ class Trainer:
         Returns:
             metrics, each the mean over these rounds, (runs,).
         """
-        if rounds not in self._chunks:
-            self._chunks[rounds] = self._compiled(self._train_lane(rounds), donate=True)
-        self.lanes, metrics = self._chunks[rounds]((self.lanes, self._plan), (self._data, jnp.int32(self.round)))
+        parts = self.layout.parts(self.n_runs)
+        sums: dict[str, np.ndarray] = {}
+        for times, length in ((parts, rounds // parts), (1, rounds % parts)):
+            for call in self.layout.calls(self.n_runs, times) if length else []:
+                self._advance(call, length, sums)
         self.round += rounds
-        return {name: np.asarray(values)[: self.n_runs] for name, values in metrics.items()}
+        return {name: values / rounds for name, values in sums.items()}
+
+    def _advance(self, call: list[int], rounds: int, sums: dict[str, np.ndarray]) -> None:
+        """Makes learning rounds with the runs of one call, and adds to the sums of metrics."""
+        if rounds not in self._programs:
+            self._programs[rounds] = self._program(rounds)
+        if self._at_once:
+            self.runs, metrics = self._programs[rounds](self.runs, self._plan, self._data)
+        else:
+            lanes = self.layout.place((self.runs, self._plan), call)
+            runs, metrics = self._programs[rounds](*lanes, self._data)
+            write(self.runs, call, jax.tree.map(np.asarray, runs))
+        for name, values in metrics.items():
+            sums.setdefault(name, np.zeros(self.n_runs))[call] += np.asarray(values)
 
     def evaluate(self, episodes: int) -> dict[str, np.ndarray]:
         """Plays episodes with each policy as it is now, greedily.
@@ -129,53 +147,59 @@ class Trainer:
             for each quantity of the task its sums over episodes, (runs, episodes); `return` is among them.
         """
         if episodes not in self._evaluations:
-            self._evaluations[episodes] = self._compiled(self._evaluate_lane(episodes), donate=False)
-        lanes = (self.lanes.state.policy, self._plan.config, self._evaluation_keys)
-        results = self._evaluations[episodes](lanes, jnp.int32(self.round))
-        return {name: np.asarray(values)[: self.n_runs] for name, values in results.items()}
+            self._evaluations[episodes] = jax.jit(self.layout.spread(self._evaluate_lane(episodes)))
+        players = (self.runs.state.policy, self._plan.config, self._evaluation_keys)
+        return self.layout.map(self._evaluations[episodes], self.n_runs, players, jnp.int32(self.round))
 
     def policy(self, run: int) -> Any:
         """The policy of one run, on the host."""
-        return jax.tree.map(lambda x: np.asarray(x[run]), self.lanes.state.policy)
+        return jax.tree.map(lambda x: np.asarray(x[run]), self.runs.state.policy)
 
     @property
     def diverged_at(self) -> np.ndarray:
         """(runs,) int, the first round that was not finite, or -1."""
-        return np.asarray(self.lanes.diverged_at)[: self.n_runs]
+        return np.asarray(self.runs.diverged_at)[: self.n_runs]
 
-    def resume(self, lanes: Lane, round: int) -> None:
+    def resume(self, runs: RunState, round: int) -> None:
         """Continues from a state that was saved."""
-        self.lanes, self.round = self.layout.one_each(lanes), round
+        self.round = round
+        self.runs = self.layout.place(runs, self._call) if self._at_once else jax.tree.map(np.array, runs)
 
     def chunk(self, rounds: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The training program and its arguments, for export and inspection."""
-        program = self.layout.spread(self._train_lane(rounds))
-        return program, ((self.lanes, self._plan), (self._data, jnp.int32(self.round)))
+        lanes = self.layout.place((self.runs, self._plan), self._call)
+        return self.layout.spread(self._train_lane(rounds)), (lanes, self._data)
 
-    def _train_lane(self, rounds: int) -> Callable[..., tuple[Lane, Metrics]]:
-        def train(lane_and_plan: tuple[Lane, Plan], shared: tuple[DeviceData, chex.Array]) -> tuple[Lane, Metrics]:
-            (lane, plan), (data, start) = lane_and_plan, shared
+    def _program(self, rounds: int) -> Callable[..., tuple[RunState, Metrics]]:
+        spread = self.layout.spread(self._train_lane(rounds))
+        return jax.jit(lambda runs, plan, data: spread((runs, plan), data), donate_argnums=0)
+
+    def _train_lane(self, rounds: int) -> Callable[..., tuple[RunState, Metrics]]:
+        def train(run_and_plan: tuple[RunState, Plan], data: DeviceData) -> tuple[RunState, Metrics]:
+            run, plan = run_and_plan
             algorithm = self.method.make(plan.config, self.spec)
 
-            def one_round(carry: Lane, round: chex.Array) -> tuple[Lane, Metrics]:
-                sample_key, update_key = jax.random.split(jax.random.fold_in(plan.key, round))
+            def one_round(carry: RunState, _: None) -> tuple[RunState, Metrics]:
+                sample_key, update_key = jax.random.split(jax.random.fold_in(plan.key, carry.round))
                 batch = sample(data, plan.window, sample_key, algorithm.needs)
                 state, metrics = algorithm.update(carry.state, batch, update_key)
-                return Lane(state, _first(carry.diverged_at, _finite(metrics), round)), metrics
+                diverged_at = _first(carry.diverged_at, _finite(metrics), carry.round)
+                return RunState(state, carry.round + 1, diverged_at), metrics
 
-            def learn(lane: Lane) -> tuple[Lane, Metrics]:
-                end, metrics = jax.lax.scan(one_round, lane, start + jnp.arange(rounds, dtype=jnp.int32))
+            def learn(run: RunState) -> tuple[RunState, Metrics]:
+                end, metrics = jax.lax.scan(one_round, run, length=rounds)
                 # Parameters can overflow in the last round without any metric that tells.
-                diverged_at = _first(end.diverged_at, _finite(end.state), start + rounds - 1)
-                state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, lane.state)
-                return Lane(state, diverged_at), jax.tree.map(jnp.mean, metrics)
+                diverged_at = _first(end.diverged_at, _finite(end.state), end.round - 1)
+                state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, run.state)
+                return RunState(state, end.round, diverged_at), jax.tree.map(jnp.sum, metrics)
 
-            def rest(lane: Lane) -> tuple[Lane, Metrics]:
-                shapes = jax.eval_shape(learn, lane)[1]
-                return lane, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+            def rest(run: RunState) -> tuple[RunState, Metrics]:
+                shapes = jax.eval_shape(learn, run)[1]
+                metrics = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+                return run._replace(round=run.round + rounds), metrics
 
-            # Lanes that follow each other need not learn for nothing; of lanes side by side, none can be left out.
-            return jax.lax.cond(plan.padding | (lane.diverged_at >= 0), rest, learn, lane)
+            # What follows a run that has diverged need not wait for it; of lanes side by side, none can be left out.
+            return jax.lax.cond(run.diverged_at >= 0, rest, learn, run)
 
         return train
 
@@ -192,19 +216,8 @@ class Trainer:
 
         return evaluate
 
-    def _compiled(self, lane_function: Callable[..., Any], donate: bool) -> Callable[..., Any]:
-        mapped = self.layout.spread(lane_function)
-        if not donate:
-            return jax.jit(mapped)
 
-        def with_lanes_first(lanes: Lane, plan: Plan, shared: Any) -> Any:
-            return mapped((lanes, plan), shared)
-
-        donating = jax.jit(with_lanes_first, donate_argnums=0)
-        return lambda lanes_and_plan, shared: donating(*lanes_and_plan, shared)
-
-
-def _stacked(trees: list[Any]) -> Any:
+def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 

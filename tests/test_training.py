@@ -29,7 +29,7 @@ def trainer(dataset, seeds, layout=None, lrs=None, data=1, **overrides):
 
 
 def leaves(trainer, run):
-    return [np.asarray(leaf[run], dtype=np.float64) for leaf in jax.tree.leaves(trainer.lanes.state)]
+    return [np.asarray(leaf[run], dtype=np.float64) for leaf in jax.tree.leaves(trainer.runs.state)]
 
 
 def assert_equal(a, b, tolerance):
@@ -39,7 +39,7 @@ def assert_equal(a, b, tolerance):
 
 def test_a_run_alone_equals_itself_in_a_pack(dataset):
     alone, together = trainer(dataset, [3]), trainer(dataset, [1, 3, 5], lrs=[0.003, 0.01, 0.03], data=2)
-    together_vmapped = trainer(dataset, [1, 3], Layout(lanes=2, group=2, devices=1))
+    together_vmapped = trainer(dataset, [1, 3], Layout(lanes=2, devices=1))
     for t in (alone, together, together_vmapped):
         t.advance(10)
     # The second copy of the same data is sampled through another window, so rows agree and row numbers do not.
@@ -62,7 +62,7 @@ def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset):
     straight.advance(4)
     straight.advance(4)
     first.advance(4)
-    second.resume(jax.tree.map(np.asarray, first.lanes), first.round)
+    second.resume(jax.tree.map(np.asarray, first.runs), first.round)
     second.advance(4)
     assert_equal(leaves(straight, 0), leaves(second, 0), 0.0)
     a, b = straight.evaluate(3), second.evaluate(3)
@@ -128,6 +128,22 @@ def test_evaluations_are_evenly_spread_and_the_last_is_at_the_end():
     assert len(chunk_ends(2003, 20)) == 20
 
 
+@pytest.mark.parametrize(("runs", "lanes"), [(5, 2), (3, 2), (7, 4), (20, 8), (9, 8)])
+def test_no_lane_is_idle_and_no_run_in_two_of_them(runs, lanes):
+    layout = Layout(lanes, 1)
+    parts = layout.parts(runs)
+    calls = layout.calls(runs, parts)
+    assert len(calls) * lanes == runs * parts
+    assert np.bincount(np.ravel(calls)).tolist() == [parts] * runs
+    assert all(len(set(call)) == lanes for call in calls)
+
+
+def test_left_over_lanes_repeat_the_last_run():
+    assert Layout(2, 2).calls(3) == [[0, 1], [2, 2]]
+    assert Layout(4, 2).calls(3) == [[0, 1, 2, 2]]
+    assert [Layout(4, 2).parts(runs) for runs in (3, 4, 5, 8)] == [1, 1, 4, 1]
+
+
 def test_runs_spread_over_devices_equal_runs_on_one():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     script = """
@@ -139,16 +155,17 @@ dataset = load_dataset("particle/spread", "random", size=1000)
 method = algorithms.find("bc")
 config = method.configure(dataset.spec, {"hidden": (8,), "batch_size": 16})
 trainers = [Trainer(method, [config] * 3, [0, 1, 2], [dataset], [0] * 3, None, layout)
-            for layout in (Layout(3, 1, 1), Layout(4, 1, 2))]
+            for layout in (Layout(1, 1), Layout(2, 2))]
 for trainer in trainers:
-    trainer.advance(10)
-one, two = ([np.asarray(x) for x in jax.tree.leaves(trainer.lanes.state)] for trainer in trainers)
+    trainer.advance(11)
+one, two = ([np.asarray(x) for x in jax.tree.leaves(trainer.runs.state)] for trainer in trainers)
 assert trainers[1].diverged_at.shape == (3,)
 for a, b in zip(one, two):
-    assert np.abs(a - b[:3]).max() <= 1e-5
+    assert np.abs(a - b).max() <= 1e-5
+assert (trainers[1].runs.round == 11).all()
 program, arguments = trainers[1].chunk(2)
 text = jax.jit(program).lower(*arguments).compile().as_text()
-assert "conditional(" in text, "lanes that have diverged, or are padding, learn for nothing"
+assert "conditional(" in text, "runs that have diverged learn for nothing"
 assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 print("equal")
 """

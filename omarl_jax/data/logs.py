@@ -84,8 +84,8 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
         return jax.tree.map(lambda ring: ring[order], state.buffer), {k: v[-STEPS:] for k, v in metrics.items()}
 
     layout = Layout.default(len(seeds))
-    keys = jax.vmap(jax.random.key)(jnp.array([seeds[i] for i in layout.order(len(seeds))], jnp.uint32))
-    made = jax.tree.map(np.asarray, jax.jit(layout.spread(run))(layout.one_each(keys), None))
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+    made = layout.map(jax.jit(layout.spread(run)), len(seeds), keys, None)
     return [_log(*jax.tree.map(lambda x, i=i: x[i], made)) for i in range(len(seeds))]
 
 
