@@ -1,7 +1,12 @@
-"""The published scores against the publications."""
+"""The published scores and hyperparameters against the publications."""
+
+from typing import Any
 
 import pytest
 
+from omarl_jax import UserError
+from omarl_jax.algorithms import methods
+from omarl_jax.presets import preset, read
 from omarl_jax.published import lookup
 
 DATASETS = ("random", "medium-replay", "medium", "expert")
@@ -71,3 +76,38 @@ def test_omar_leads_everywhere_but_on_the_expert_cheetah() -> None:
 )
 def test_what_was_not_published_is_none(task: str, dataset: str, algorithm: str) -> None:
     assert lookup(task, dataset, algorithm) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "algorithm", "rounds", "overrides"),
+    [
+        ("particle/spread", "random", "omar", 6000, {"omar_coef": 1.0, "cql_alpha": 0.5}),
+        ("particle/tag", "medium-replay", "omar", 1000, {"omar_coef": 0.9, "cql_alpha": 0.5}),
+        ("particle/world", "medium", "cql", 1000, {"cql_alpha": 0.5}),
+        ("particle/world", "expert", "td3_bc", 1000, {"alpha": 2.5}),
+        ("particle/spread", "expert", "bc", 2000, {}),
+        ("uav/iot", "middle", "ccqr", 3800, {}),
+        ("matrix/xor", "random", "ciql", 2000, {}),
+    ],
+)
+def test_presets_as_published(task: str, dataset: str, algorithm: str, rounds: int, overrides: dict[str, Any]) -> None:
+    found = preset(algorithm, task, dataset)
+    assert (found.rounds, found.overrides) == (rounds, overrides)
+
+
+def test_a_preset_says_where_its_numbers_stand() -> None:
+    source = preset("omar", "particle/tag", "expert").source
+    assert "env_config_map" in source
+    assert "main.py" in source
+
+
+@pytest.mark.parametrize("algorithm", methods())
+def test_every_preset_is_one_of_its_method(algorithm: str) -> None:
+    """`preset` raises where a file names a hyperparameter that the method does not have."""
+    assert preset(algorithm, "particle/spread", "medium").rounds == 2000
+
+
+def test_a_slip_in_a_preset_is_told() -> None:
+    text = '[[table]]\nsource = "none"\n[table.any]\nany = { cql_alpa = 1.0 }\n'
+    with pytest.raises(UserError, match=r"'cql_alpa'.*'cql_alpha'"):
+        read("omar", text)

@@ -7,21 +7,21 @@ defaults, and `rounds`. `any` stands for every task or every dataset, and a more
     source = "where these numbers stand"
 
     [table."particle/spread"]
-    any = { lr = 0.01, rounds = 2000 }
+    any = { lr = 0.01 }
     random = { cql_alpha = 0.5, rounds = 6000 }
+
+How many `rounds` all methods learn on a task stands in `common.toml`, to which a method's own file adds.
 """
 
 import dataclasses
 import functools
 import importlib
+import itertools
 import tomllib
 from importlib import resources
 from typing import Any, NamedTuple
 
 from omarl_jax.errors import unknown
-
-ROUNDS = 2000
-"""Update rounds where nothing else was published: most particle tasks."""
 
 
 class Preset(NamedTuple):
@@ -30,7 +30,7 @@ class Preset(NamedTuple):
     Attributes:
         overrides: the hyperparameters that differ from the defaults of the method's `Config`.
         rounds: how many update rounds.
-        source: where both stand.
+        source: where they stand.
     """
 
     overrides: dict[str, Any]
@@ -39,7 +39,7 @@ class Preset(NamedTuple):
 
 
 def preset(algorithm: str, task: str, dataset: str) -> Preset:
-    """The preset of the most special row: for task and dataset, else for the task, else for any task, else defaults.
+    """What was published for a task and dataset, and where that is silent, for the task or for any task.
 
     Args:
         algorithm: name of the method, for example `omar`.
@@ -49,36 +49,41 @@ def preset(algorithm: str, task: str, dataset: str) -> Preset:
     Raises:
         UserError: if the method's file names a hyperparameter that the method does not have.
     """
-    values: dict[str, Any] = {"rounds": ROUNDS}
-    source = "defaults of the method"
-    rows = _rows(algorithm)
-    for place in (("any", "any"), (task, "any"), (task, dataset)):
-        if place in rows:
+    values: dict[str, Any] = {}
+    sources: dict[str, None] = {}
+    for file, place in itertools.product(("common", algorithm), (("any", "any"), (task, "any"), (task, dataset))):
+        if place in (rows := _rows(file)):
             special, source = rows[place]
             values |= special
-    return Preset({name: value for name, value in values.items() if name != "rounds"}, values["rounds"], source)
+            sources[source] = None
+    return Preset({k: v for k, v in values.items() if k != "rounds"}, values["rounds"], "; ".join(sources))
+
+
+Rows = dict[tuple[str, str], tuple[dict[str, Any], str]]
 
 
 @functools.cache
-def _rows(algorithm: str) -> dict[tuple[str, str], tuple[dict[str, Any], str]]:
+def _rows(name: str) -> Rows:
     """The rows of a file by task and dataset, each with its source; none if there is no file."""
-    file = resources.files(__name__) / f"{algorithm}.toml"
+    file = resources.files(__name__) / f"{name}.toml"
     if not file.is_file():
         return {}
-    return read(algorithm, file.read_text(encoding="utf-8"))
+    return read(name, file.read_text(encoding="utf-8"))
 
 
-def read(algorithm: str, text: str) -> dict[tuple[str, str], tuple[dict[str, Any], str]]:
-    """The rows in the text of a method's file, by task and dataset, each with its source."""
-    method = importlib.import_module(f"omarl_jax.algorithms.{algorithm}")
-    known = {"rounds", *(field.name for field in dataclasses.fields(method.Config))}
+def read(name: str, text: str) -> Rows:
+    """The rows in the text of a file, by task and dataset, each with its source."""
+    known = {"rounds"}
+    if name != "common":
+        method = importlib.import_module(f"omarl_jax.algorithms.{name}")
+        known |= {field.name for field in dataclasses.fields(method.Config)}
     rows = {}
     for table in tomllib.loads(text)["table"]:
         source = table.pop("source")
         for task, datasets in table.items():
             for dataset, row in datasets.items():
-                for name in row.keys() - known:
-                    raise unknown(f"hyperparameter of {algorithm}", name, known)
-                values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+                for hyperparameter in row.keys() - known:
+                    raise unknown(f"hyperparameter of {name}", hyperparameter, known)
+                values = {k: tuple(value) if isinstance(value, list) else value for k, value in row.items()}
                 rows[task, dataset] = values, source
     return rows
