@@ -283,7 +283,8 @@ def train(
         evaluations: how often to evaluate, evenly spread.
         episodes: of each evaluation.
         env: the task to evaluate on; by default the one the data was made on.
-        **hyperparameters: a list of values spans a grid.
+        **hyperparameters: a list of values spans a grid. What is not given has the method's default, whatever the
+            dataset; what was published for it is told by `omarl_jax.presets.preset`.
 
     Raises:
         UserError: for unknown names and values that make no sense.
