@@ -103,8 +103,7 @@ class Trainer:
         init_keys, train_keys, self._evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
         config = _stacked(configs)
         self._plan = Plan(config, train_keys, _stacked([windows[data] for data in data_of]))
-        if self._at_once:
-            self._plan = self.layout.place(self._plan, self._call)
+        self._plans: dict[tuple[int, ...], Plan] = {}  # of the runs of each call, where they are computed
 
         def init(config: Any, key: chex.PRNGKey, stats: Any) -> RunState:
             return RunState(method.make(config, self.spec).init(key, stats), jnp.int32(0), jnp.int32(-1))
@@ -131,11 +130,13 @@ class Trainer:
         """Makes learning rounds with the runs of one call, and adds to the sums of metrics."""
         if rounds not in self._programs:
             self._programs[rounds] = self._program(rounds)
+        if tuple(call) not in self._plans:
+            self._plans[tuple(call)] = self.layout.place(self._plan, call)
+        runs = self.runs if self._at_once else self.layout.place(self.runs, call)
+        runs, metrics = self._programs[rounds](runs, self._plans[tuple(call)], self._data)
         if self._at_once:
-            self.runs, metrics = self._programs[rounds](self.runs, self._plan, self._data)
+            self.runs = runs
         else:
-            lanes = self.layout.place((self.runs, self._plan), call)
-            runs, metrics = self._programs[rounds](*lanes, self._data)
             write(self.runs, call, jax.tree.map(np.asarray, runs))
         for name, values in metrics.items():
             sums.setdefault(name, np.zeros(self.n_runs))[call] += np.asarray(values)
