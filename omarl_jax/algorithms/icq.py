@@ -9,7 +9,9 @@ Critics judge nothing but actions of the data; better ones count more, by a soft
 The policy is a Gaussian squashed by tanh. The published multi-agent code for continuous actions is not available; the
 authors' code for one agent differs from this:
 
-- It cuts W off at 1, which shrinks every value above the average; `published_clip` does the same.
+- It cuts W off at 1, which shrinks every value above the average; `published_clip` does the same. It is needed where
+  returns are as large as β_Q: a value with γ W > 1 feeds itself. On `particle/tag` values passed 10⁶ without it, so the
+  presets use it.
 - It weighs actions by the temporal difference r + γ (1 - d) Q(o', a') - Q(o, a), not by Q as the paper does. The more
   the critic has learned, the less that depends on the action; `published_advantage` does the same.
 - Values after a termination, which mean nothing, take part in its softmax; here they are 0.
