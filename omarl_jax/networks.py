@@ -121,7 +121,8 @@ class _Dense(nn.Module):
         inputs = x.shape[-1]
         weights = torch_kernel(inputs) if self.bound is None else torch_kernel(round(self.bound**-2))
         kernel = self.param("kernel", weights, (inputs, self.features))
-        return _times(x, kernel) + self.param("bias", torch_kernel(inputs), (self.features,))
+        # JAX takes no NumPy arrays, as saved policies have, into a custom rule; the factor makes its own of them.
+        return _times(x, 1.0 * kernel) + self.param("bias", torch_kernel(inputs), (self.features,))
 
 
 def statistics(norm: Norm | None, *inputs: chex.Array) -> Norm:
