@@ -132,11 +132,11 @@ class Trainer:
             self._programs[rounds] = self._program(rounds)
         if tuple(call) not in self._plans:
             self._plans[tuple(call)] = self.layout.place(self._plan, call)
-        runs = self.runs if self._at_once else self.layout.place(self.runs, call)
-        runs, metrics = self._programs[rounds](runs, self._plans[tuple(call)], self._data)
+        program, plan = self._programs[rounds], self._plans[tuple(call)]
         if self._at_once:
-            self.runs = runs
+            self.runs, metrics = program(self.runs, plan, self._data)
         else:
+            runs, metrics = program(self.layout.place(self.runs, call), plan, self._data)
             write(self.runs, call, jax.tree.map(np.asarray, runs))
         for name, values in metrics.items():
             sums.setdefault(name, np.zeros(self.n_runs))[call] += np.asarray(values)

@@ -49,6 +49,29 @@ def test_layers_of_a_critic_start_as_in_pytorch() -> None:
         uniform_within(params[name], inputs**-0.5)
 
 
+@pytest.mark.parametrize("batch", [(), (7,), (3, 7)])
+def test_gradients_of_a_product_with_a_kernel(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(5, 4)).astype(np.float32)
+    x, grad = (rng.normal(size=(*batch, n)).astype(np.float32) for n in (5, 4))
+    product, gradients = jax.vjp(networks._times, jnp.asarray(x), jnp.asarray(kernel))
+    of_x, of_kernel = gradients(jnp.asarray(grad))
+    np.testing.assert_allclose(product, x @ kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_x, grad @ kernel.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_kernel, x.reshape(-1, 5).T @ grad.reshape(-1, 4), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_take_weights_as_numpy_arrays() -> None:
+    """As saved policies have them, under the transformations in which they act."""
+    policy = networks.deterministic_policy(SPEC, (4,), "none")
+    params = policy.init(jax.random.key(0), N, jnp.zeros((1, O)), UNIT)
+    obs = jax.random.normal(jax.random.key(1), (N, 9, O))
+    first = jax.tree.map(lambda x: x[0], params)
+    saved = jax.tree.map(np.asarray, first)
+    act = jax.jit(jax.vmap(lambda obs: policy.apply(saved, obs, UNIT)))
+    np.testing.assert_allclose(act(obs), policy.apply(first, obs, UNIT), rtol=1e-5, atol=1e-8)
+
+
 def test_networks_of_agents_differ() -> None:
     _, params = critics("none")
     assert not np.allclose(params["w_0"][0], params["w_0"][1])
