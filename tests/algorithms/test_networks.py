@@ -66,10 +66,10 @@ def test_layers_take_weights_as_numpy_arrays() -> None:
     policy = networks.deterministic_policy(SPEC, (4,), "none")
     params = policy.init(jax.random.key(0), N, jnp.zeros((1, O)), UNIT)
     obs = jax.random.normal(jax.random.key(1), (N, 9, O))
-    first = jax.tree.map(lambda x: x[0], params)
-    saved = jax.tree.map(np.asarray, first)
-    act = jax.jit(jax.vmap(lambda obs: policy.apply(saved, obs, UNIT)))
-    np.testing.assert_allclose(act(obs), policy.apply(first, obs, UNIT), rtol=1e-5, atol=1e-8)
+    expected = jax.vmap(policy.apply, (0, 0, None))(params, obs, UNIT)
+    saved = jax.tree.map(np.asarray, params)
+    act = jax.jit(lambda obs: jax.vmap(policy.apply, (0, 0, None))(saved, obs, UNIT))
+    np.testing.assert_allclose(act(obs), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_networks_of_agents_differ() -> None:
