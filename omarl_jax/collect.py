@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax.data.dataset import Rows
+from omarl_jax.data.dataset import Rows, joined
 from omarl_jax.types import Act, TaskSpec
 
 _EPISODES_AT_ONCE = 4_000  # enough to fill a device; more only costs memory
@@ -127,7 +127,7 @@ def collect_rows(
         return _rows(steps), steps.metrics
 
     parts = [part(start) for start in range(0, episodes, at_once)]
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return jax.tree.map(lambda *xs: joined(xs), *parts)
 
 
 def _rows(steps: Steps) -> Rows:

@@ -252,6 +252,7 @@ def train_pack(
             group = f"{run.variant or run.algorithm}-{run.config_hash}"
             sinks.append(loggers.WandB(wandb, run_folder.path, run.name, group, config))
         logs.append(sinks)
+    del datasets  # the trainer has them
 
     rates = []
     for end in (n for n in chunk_ends(first.rounds, grid.evaluations) if n > trainer.round):

@@ -8,6 +8,7 @@ whatever the size of the chunk, the neighbours in the program, or the number of 
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from omarl_jax import algorithms, evaluation
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
 from omarl_jax.data.recipes import make_env
-from omarl_jax.data.validation import validate_task
+from omarl_jax.data.validation import validate, validate_task
 from omarl_jax.errors import UserError, check_seeds
 from omarl_jax.layout import Layout, write
 from omarl_jax.types import Algorithm, Metrics, TaskSpec
@@ -249,9 +250,10 @@ class Result:
         configs: the hyperparameters of each run.
         seeds: the seed of each run.
         rounds: (E,) learning rounds after which the policies were evaluated.
-        returns: (E, R) mean return of each evaluation, in units of the task.
+        returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged.
         scores: (E, R) the same, normalised; None where the task has no reference.
         metrics: each (E, R), means over the rounds before each evaluation.
+        diverged_at: (R,) the first round of each run that was not finite, or -1.
         trainer: to evaluate further, go on, or take the policies from.
     """
 
@@ -261,6 +263,7 @@ class Result:
     returns: np.ndarray
     scores: np.ndarray | None
     metrics: dict[str, np.ndarray]
+    diverged_at: np.ndarray
     trainer: Trainer
 
 
@@ -276,6 +279,8 @@ def train(
 ) -> Result:
     """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
 
+    A run that diverges stops alone, with a warning.
+
     Args:
         algorithm: the method's name.
         dataset: the data.
@@ -288,8 +293,9 @@ def train(
             dataset; what was published for it is told by `omarl_jax.presets.preset`.
 
     Raises:
-        UserError: for unknown names and values that make no sense.
+        UserError: for unknown names, values that make no sense, and data that are not valid.
     """
+    validate(dataset)
     method = algorithms.find(algorithm)
     axes = [[(name, v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in hyperparameters.items()]
     grid = [method.configure(dataset.spec, dict(point)) for point in itertools.product(*axes)]
@@ -307,7 +313,12 @@ def train(
     for end in ends:
         metrics.append(trainer.advance(end - trainer.round))
         returns.append(trainer.evaluate(episodes)["return"].mean(axis=1))
-    stacked = np.stack(returns)
+    diverged_at = trainer.diverged_at
+    diverged = (diverged_at >= 0) & (diverged_at < np.array(ends)[:, None])
+    if diverged.any():
+        told = ", ".join(f"{run} at round {at}" for run, at in enumerate(diverged_at) if at >= 0)
+        warnings.warn(f"Runs of '{algorithm}' diverged (run {told}); they have no returns from then on.", stacklevel=2)
+    stacked = np.where(diverged, np.nan, np.stack(returns))
     return Result(
         configs=configs,
         seeds=run_seeds,
@@ -315,6 +326,7 @@ def train(
         returns=stacked,
         scores=None if env.reference is None else env.reference.normalise(stacked),
         metrics={name: np.stack([row[name] for row in metrics]) for name in metrics[0]},
+        diverged_at=diverged_at,
         trainer=trainer,
     )
 

@@ -1,6 +1,7 @@
 """The compiled loop: what a run computes must not depend on its neighbours, on chunks, on devices or on a restart."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -115,6 +116,39 @@ def test_train_spans_a_grid(dataset):
     np.testing.assert_allclose(result.scores, 100 * (result.returns - 159.8) / (516.8 - 159.8), rtol=1e-5)
 
 
+def test_train_tells_which_runs_diverged(dataset):
+    with pytest.warns(UserWarning, match=r"run 1 at round \d"):
+        result = train("bc", dataset, rounds=6, evaluations=3, episodes=5, lr=[0.001, 1e30], hidden=(8,))
+    assert result.diverged_at[0] == -1
+    assert 0 <= result.diverged_at[1] < 4
+    assert np.isfinite(result.returns[:, 0]).all()
+    assert np.isnan(result.scores[2, 1])
+
+
+@pytest.mark.parametrize("action", [np.nan, 5.0])
+def test_train_refuses_bad_data(dataset, action):
+    actions = np.array(dataset.rows.actions)
+    actions[3, 1, 0] = action
+    bad = dataclasses.replace(dataset, rows=dataset.rows._replace(actions=actions))
+    with pytest.raises(UserError, match=r"Row 3 of the dataset's actions"):
+        train("bc", bad, rounds=1, evaluations=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"lr": np.inf}, "lr must be finite"),
+        ({"lr": "much"}, "lr must be a number, not 'much'"),
+        ({"batch_size": 2.5}, "batch_size must be an integer, not 2.5"),
+        ({"hidden": 8}, "a list of int values, not 8; where a list spans a grid, write a list of lists"),
+        ({"input_norm": "bach"}, "There is no input_norm 'bach'; did you mean 'batch'"),
+    ],
+)
+def test_hyperparameters_must_make_sense(dataset, overrides, told):
+    with pytest.raises(UserError, match=told):
+        algorithms.find("omar").configure(dataset.spec, overrides)
+
+
 def test_the_task_to_evaluate_on_must_fit_the_data(dataset):
     with pytest.raises(UserError, match="The environment is of task 'particle/tag'"):
         train("bc", dataset, rounds=1, evaluations=1, env=make_env("particle/tag"))
@@ -170,14 +204,8 @@ assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all
 print("equal")
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    done = subprocess.run([sys.executable, "-c", script], env=_environment(flags), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True)
     assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
-
-
-def _environment(extra):
-    import os
-
-    return dict(os.environ) | extra
 
 
 def test_a_config_is_frozen():

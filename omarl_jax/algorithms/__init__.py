@@ -8,12 +8,15 @@ your own may lie in any module: `my_package.my_method` is imported as it is writ
 import dataclasses
 import importlib
 import importlib.util
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.types import Algorithm, TaskSpec
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
 
 
 class Method(NamedTuple):
@@ -73,17 +76,19 @@ def _exists(name: str) -> bool:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """A value as its field wants it; integers may stand for floats, lists for tuples."""
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{name} must be finite, not {value}.")
         return float(value)
-    if kind in (bool, int, str):
-        if type(value) is kind:
-            return value
-    elif get_origin(kind) is tuple:
+    if kind in (bool, int, str) and type(value) is kind:
+        return value
+    if get_origin(kind) is tuple:
         part = get_args(kind)[0]
         if isinstance(value, list | tuple) and all(type(one) is part for one in value):
             return tuple(value)
-        raise UserError(f"{name} must be a list of {part.__name__}, not {value!r}.")
-    elif get_origin(kind) is Literal:
+        hint = "; where a list spans a grid, write a list of lists" if type(value) is part else ""
+        raise UserError(f"{name} must be a list of {part.__name__} values, not {value!r}{hint}.")
+    if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}.")
-    raise UserError(f"{name} must be a {kind.__name__}, not {value!r}.")
+        raise unknown(name, str(value), get_args(kind))
+    raise UserError(f"{name} must be {_KINDS[kind]}, not {value!r}.")

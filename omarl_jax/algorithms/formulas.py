@@ -1,9 +1,8 @@
 """Formulas that several methods share, each of a few lines."""
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import chex
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax.microbatching import AccumulationType
 
-from omarl_jax.errors import UserError, unknown
+from omarl_jax.errors import UserError
 from omarl_jax.types import Metrics, TaskSpec, Transition
 
 
@@ -198,10 +197,6 @@ def saturation(actions: chex.Array) -> chex.Array:
 def validate_learner(name: str, config: Any, spec: TaskSpec, kind: str = "continuous") -> None:
     """The checks that every method shares; `kind` is that of the actions."""
     require_kind(name, kind, spec)
-    for field in dataclasses.fields(config):
-        value, choices = getattr(config, field.name), get_args(field.type)
-        if get_origin(field.type) is Literal and value not in choices:
-            raise unknown(field.name, str(value), choices)
     require_positive(config, "lr", "grad_clip")
     require(config.batch_size >= 2, f"batch_size must be at least 2, not {config.batch_size}.")
     sensible = len(config.hidden) > 0 and min(config.hidden) > 0

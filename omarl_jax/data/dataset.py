@@ -6,6 +6,8 @@ transitions, `next_action_index` those whose next row is a transition too.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -16,6 +18,8 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax.errors import UserError
 from omarl_jax.types import Needs, Stats, Transition
+
+_ALIGNMENT = 64
 
 
 class Rows(NamedTuple):
@@ -104,23 +108,23 @@ class Dataset:
 
     def stats(self) -> Stats:
         """Mean and standard deviation of each agent's observations, over all transitions."""
-        return _stats(self.rows.obs, jnp.asarray(self.index()))
+        obs, transition = np.asarray(self.rows.obs), ~np.asarray(self.rows.closing)
+        mean = np.einsum("m,mno->no", transition, obs, dtype=np.float64) / self.size
+        square = np.einsum("m,mno,mno->no", transition, obs, obs, dtype=np.float64) / self.size
+        std = np.sqrt(np.maximum(square - np.square(mean), 1e-6))
+        return Stats(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
 
 
 def gather(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[Window]]:
-    """Puts datasets of one task into one set of device arrays, each once.
+    """Joins datasets of one task into one set of arrays on the host, each once, to be put on the devices.
 
     Returns:
-        the device data, and the window of each dataset in it.
+        the data, and the window of each dataset in them.
 
     Raises:
         UserError: if a dataset has no transitions of the wanted sort.
     """
-
-    def joined(*parts: chex.Array) -> jax.Array:
-        return jnp.concatenate(parts) if len(parts) > 1 else jnp.asarray(parts[0])
-
-    rows = jax.tree.map(joined, *(dataset.rows for dataset in datasets))
+    rows = jax.tree.map(lambda *parts: joined(parts), *(dataset.rows for dataset in datasets))
     first_row = 0
     windows: list[Window] = []
     index: list[np.ndarray] = []
@@ -132,7 +136,22 @@ def gather(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[Wind
         windows.append(Window(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
         index.append(part + np.int32(first_row))
         first_row += dataset.rows.obs.shape[0]
-    return DeviceData(rows, jnp.asarray(np.concatenate(index))), windows
+    return DeviceData(rows, np.concatenate(index)), windows
+
+
+def joined(parts: Sequence[chex.Array]) -> np.ndarray:
+    """Arrays one after another, on the host, where the devices of a CPU read them without copies of their own.
+
+    JAX shares memory that begins at a multiple of 64 bytes, which NumPy's seldom does.
+    """
+    arrays = [np.asarray(part) for part in parts]
+    if len(arrays) == 1 and arrays[0].flags.c_contiguous and arrays[0].ctypes.data % _ALIGNMENT == 0:
+        return arrays[0]
+    shape, dtype = (sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return np.concatenate(arrays, out=memory[begin : begin + size].view(dtype).reshape(shape))
 
 
 def sample(data: DeviceData, window: Window, key: chex.PRNGKey, needs: Needs) -> Transition:
@@ -176,9 +195,3 @@ def transitions(rows: Rows, at: chex.Array, needs: Needs) -> Transition:
         action_mask=None if rows.action_mask is None else rows.action_mask[at],
         next_action_mask=None if rows.action_mask is None else rows.action_mask[following],
     )
-
-
-@jax.jit
-def _stats(obs: chex.Array, index: chex.Array) -> Stats:
-    picked = obs[index]
-    return Stats(picked.mean(axis=0), jnp.maximum(picked.std(axis=0), 1e-3))

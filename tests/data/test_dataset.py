@@ -72,7 +72,7 @@ def test_runs_sample_their_own_dataset_from_one_array(continuous: Dataset):
     assert data.index.tolist() == [0, 1, 4, 9, 12, 13, 16]
     window = jax.tree.map(lambda *parts: jnp.stack(parts), *windows)
     keys = jax.random.split(jax.random.key(2), 3)
-    batch = jax.jit(jax.vmap(lambda w, k: sample(data, w, k, needs)))(window, keys)
+    batch = jax.vmap(lambda w, k: sample(jax.device_put(data), w, k, needs))(window, keys)
     first, middle, last = np.asarray(batch.obs[:, :, 0, 0])
     assert set(first.tolist()) == {0, 1, 4}
     assert set(middle.tolist()) == {1004}
@@ -116,3 +116,12 @@ def test_statistics_leave_closing_rows_out(continuous: Dataset):
     np.testing.assert_allclose(stats.obs_std[:, 0], [rows.std()] * 2, rtol=1e-6)
     np.testing.assert_allclose(stats.obs_mean[:, 2], [0, 10], rtol=1e-6)
     np.testing.assert_allclose(stats.obs_std[:, 2], [1e-3, 1e-3], rtol=1e-6)  # the floor under constants
+
+
+def test_devices_of_a_cpu_share_the_memory_of_the_data(continuous: Dataset):
+    for datasets in ([continuous], [continuous, _shifted(continuous, 1.0)]):
+        data, _ = gather(datasets, Needs(1))
+        for array in (data.rows.obs, data.rows.actions, data.rows.rewards):
+            assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+    again, _ = gather([dataclasses.replace(continuous, rows=data.rows)], Needs(1))
+    assert again.rows.obs is data.rows.obs
