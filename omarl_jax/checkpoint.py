@@ -26,11 +26,6 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"The checkpoint folder '{folder}' cannot be used: {error.strerror or error}.") from None
 
-    @property
-    def latest(self) -> int | None:
-        """The round of the newest complete checkpoint."""
-        return self._manager.latest_step()
-
     def save(self, round: int, tree: Any) -> None:
         """Saves a state. A crash meanwhile leaves the checkpoint before it in force."""
         try:
@@ -39,23 +34,39 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise UserError(f"The checkpoint of round {round} cannot be written to '{self.folder}': {error}.") from None
 
-    def restore(self, like: Any) -> Any:
+    def restore(self, like: Any) -> tuple[Any, int] | None:
         """Reads the newest checkpoint into the structure, shapes and placement of `like`.
 
+        One that is damaged gives way to the one before it.
+
+        Returns:
+            the state and its round; None if nothing was saved yet.
+
         Raises:
-            UserError: if it is damaged or belongs to something else.
+            UserError: if no checkpoint can be read, or they belong to something else.
         """
 
         def described(x: Any) -> Any:  # what is on the host is its own description
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
-        target = jax.tree.map(described, like)
-        try:
-            return self._manager.restore(self.latest, args=ocp.args.StandardRestore(target))
-        except Exception as error:  # Orbax raises many kinds, whatever it stumbles over
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            message = f"The checkpoint in '{self.folder}' cannot be read, or is of another program: {reason}"
-            raise UserError(message) from None
+        target = ocp.args.StandardRestore(jax.tree.map(described, like))
+        reason, damaged = None, []
+        for round in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._manager.restore(round, args=target)
+            except Exception as error:  # Orbax raises many kinds, whatever it stumbles over
+                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                damaged.append(round)
+                continue
+            for later in damaged:  # which will be saved again
+                self._manager.delete(later)
+            return state, round
+        if reason is None:
+            return None
+        raise UserError(
+            f"The checkpoints in '{self.folder}' cannot be read, or are of another program ({reason}); delete "
+            f"'{self.folder.parent}' to start these runs again."
+        )
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the folder."""

@@ -1,6 +1,7 @@
 """The command line. Each verb is a function here; its arguments and its help come from its signature.
 
-A mistake of the user ends with one sentence and exit code 1; so does a sweep in which runs failed, after its report.
+A mistake of the user ends with one sentence and exit code 1; so does a sweep in which runs failed or none has a
+result, after its report.
 Everything that needs JAX is imported by the verb that needs it, so that `--help` is quick.
 """
 
@@ -11,7 +12,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -19,13 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from omarl_jax.errors import UserError, check_seeds
+from omarl_jax.errors import UserError, check_seeds, unknown
 from omarl_jax.files import require_writable
 
 if TYPE_CHECKING:
     from omarl_jax.sweep import Grid
 
-_Quality = Literal["random", "medium-replay", "medium", "expert", "early", "middle", "late", "mixed"]
+_EPISODES_AT_ONCE = 10_000
 _console = Console(markup=False)  # brackets in what is printed are no markup
 _errors = Console(stderr=True, markup=False)
 
@@ -44,8 +45,10 @@ def main() -> None:
 
 
 def _run(arguments: Sequence[str]) -> int | None:
-    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    _check_verb(verb, _VERBS, "omarl")
     if verb == "data":
+        _check_verb(rest[0] if rest else "--help", _DATA_VERBS, "omarl data")
         return tyro.extras.subcommand_cli_from_dict(_DATA_VERBS, prog="omarl data", args=rest or ["--help"])
     if verb == "train" and rest and not rest[0].startswith("-"):
         return _train(rest[0], rest[1:])
@@ -53,7 +56,9 @@ def _run(arguments: Sequence[str]) -> int | None:
     return tyro.extras.subcommand_cli_from_dict(_VERBS, prog="omarl", description=about, args=arguments or ["--help"])
 
 
-# --- Verbs ---
+def _check_verb(verb: str, verbs: dict[str, Any], program: str) -> None:
+    if verb not in verbs and not verb.startswith("-"):
+        raise unknown(f"verb of {program}", verb, verbs)
 
 
 def list_names() -> None:
@@ -70,7 +75,7 @@ def list_names() -> None:
 
 def collect(
     task: tyro.conf.Positional[str],
-    dataset: tyro.conf.Positional[_Quality],
+    dataset: tyro.conf.Positional[str],
     out: pathlib.Path,
     seed: int = 0,
     size: int | None = None,
@@ -80,7 +85,7 @@ def collect(
 
     Args:
         task: for example particle/spread.
-        dataset: which recipe.
+        dataset: which recipe, for example medium; `omarl list` lists them.
         out: folder to write; it must not exist yet.
         seed: of the rollouts.
         size: transitions; by default the published number.
@@ -89,6 +94,7 @@ def collect(
     from omarl_jax.data import card, storage
     from omarl_jax.data.recipes import load_dataset
 
+    storage.require_new(out)
     with _console.status("Making the data (a log of learning takes a minute or more)"):
         made = load_dataset(task, dataset, seed, size, **_pairs(option))
     storage.save(made, out)
@@ -148,13 +154,14 @@ def evaluate(
     if env.task_spec != saved.spec:
         raise UserError(f"This policy was trained on another form of '{saved.spec.name}'; give its --option values.")
     act, carry = saved.functions
-    play = jax.jit(lambda key: evaluation.evaluate(env, act, carry, saved.params, key, episodes))
-    played = play(jax.random.key(seed))
-    returns = np.asarray(played["return"])
+    parts = [min(_EPISODES_AT_ONCE, episodes - n) for n in range(0, episodes, _EPISODES_AT_ONCE)]
+    play = jax.jit(lambda key, n: evaluation.evaluate(env, act, carry, saved.params, key, n), static_argnums=1)
+    keys = jax.random.split(jax.random.key(seed), len(parts))
+    played = [play(key, n) for key, n in zip(keys, parts, strict=True)]
+    rows = {name: np.concatenate([part[name] for part in played]) for name in ("return", *env.metric_names, "length")}
     table = Table("", "mean", "sd", "min", "max", f"CVaR {risk:g}", "not 0 in", box=None, header_style="bold")
-    rows = {"return": returns} | {name: np.asarray(v) for name, v in played.items() if name != "return"}
     if env.reference is not None:
-        rows = {"score": env.reference.normalise(returns)} | rows
+        rows = {"score": env.reference.normalise(rows["return"])} | rows
     for name, values in rows.items():
         numbers = [values.mean(), values.std(), values.min(), values.max()]
         tail = f"{statistics.cvar(values, risk):.2f}" if name in ("score", "return") else ""
@@ -304,7 +311,7 @@ def data_list() -> None:
 
 def data_card(
     dataset: tyro.conf.Positional[str],
-    quality: tyro.conf.Positional[_Quality | None] = None,
+    quality: tyro.conf.Positional[str | None] = None,
     out: pathlib.Path | None = None,
     seed: int = 0,
     size: int | None = None,
@@ -314,7 +321,7 @@ def data_card(
 
     Args:
         dataset: a folder on disk, or a task.
-        quality: of a task, which recipe.
+        quality: of a task, which recipe, for example medium.
         out: folder to write card.md and card.png to.
         seed: of the rollouts, for a recipe.
         size: transitions, for a recipe.
@@ -354,6 +361,7 @@ def data_import(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, opt
     """
     from omarl_jax.data import card, importers, storage
 
+    storage.require_new(out)
     made = importers.read_csv(file, **_pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
@@ -394,9 +402,6 @@ _DATA_VERBS: Any = {
     "import": data_import,
     "export": data_export,
 }
-
-
-# --- Training from the command line ---
 
 
 def _train(algorithm: str, arguments: Sequence[str]) -> int:
@@ -486,7 +491,7 @@ def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
                 bars[told.pack],
                 completed=told.round,
                 rate=f"{told.updates_per_second:,.0f} updates/s",
-                score=f"score {told.score:.1f}",
+                score=f"{told.unit} {told.value:.1f}",
             )
 
         failed = sweeps.sweep(grid, out, tell, wandb)
@@ -503,7 +508,7 @@ def _sweep(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
             _complain("no result", f"{run.folder.name}: {run.failure}")
     for name, reason in failed.items():
         _complain("failed", f"{name}: {reason}")
-    return 1 if failed else 0
+    return 0 if any(run.failure is None for run in finished) and not failed else 1
 
 
 def _complain(what: str, message: str) -> None:

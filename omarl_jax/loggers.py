@@ -87,7 +87,8 @@ class WandB:
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    return path.read_text().splitlines(keepends=True) if path.exists() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text.splitlines(keepends=True)
 
 
 def _round(line: str) -> float:

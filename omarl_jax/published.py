@@ -7,7 +7,15 @@ to imitate.
 import functools
 import tomllib
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# What the names of published variants stand for, beside the hyperparameters of the method that they begin with.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "_central": {"centralised": True},
+    "_cem": {"search": "cem"},
+    "_random_shooting": {"search": "random_shooting"},
+}
 
 
 class Published(NamedTuple):

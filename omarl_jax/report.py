@@ -26,6 +26,7 @@ from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, data_mean
 
 BASELINES = ("bc", "cql")
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
+_OTHERWISE = "¶ other hyperparameters, rounds or amount of data than the paper's number stands for."
 _SATURATED = f"§ no result: more than {100 * SATURATED:g} % of a policy's actions are at their bounds (saturation)."
 _RAW = "‡ raw returns, since no reference returns are known to normalise with."
 _NOTHING = "\u2013"  # an en dash, where there is no number
@@ -84,7 +85,7 @@ def _texts(row: Row) -> dict[str, str]:
         "method": row.method,
         "last checkpoint": _plus_minus(row.mean, row.sd) + " ‡" * (not row.normalised) + " §" * row.saturated,
         "IQM [95 %]": f"{_number(row.iqm)} [{_number(row.interval.low)}, {_number(row.interval.high)}]",
-        "paper": paper + ("" if row.comparable else " †"),
+        "paper": paper + " †" * (not row.comparable) + " ¶" * (row.paper is not None and not row.as_published),
         "data": _number(row.data_mean),
         "best during training": _number(row.best),
         f"CVaR {CVAR_LEVEL:g}": _number(row.tails[CVAR_LEVEL]),
@@ -102,6 +103,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     ]
     if any(not row.comparable for row in rows):
         notes.append(_DAGGER)
+    if any(row.paper is not None and not row.as_published for row in rows):
+        notes.append(_OTHERWISE)
     if any(not row.normalised for row in rows):
         notes.append(_RAW)
     if any(row.saturated for row in rows):
@@ -138,6 +141,7 @@ def _csv(rows: Sequence[Row]) -> str:
             "paper_sd": row.paper.sd if row.paper else None,
             "paper_source": row.paper.source if row.paper else None,
             "comparable_with_paper": row.comparable,
+            "as_published": row.as_published,
             "data_mean": row.data_mean,
             "best_during_training": row.best,
             **{f"cvar_{xi:g}": value for xi, value in row.tails.items()},

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from omarl_envs.spec import ScoreReference
 
-from omarl_jax import published, statistics
+from omarl_jax import algorithms, presets, published, statistics
+from omarl_jax.data.recipes import default_size
 from omarl_jax.errors import UserError
 
 CVAR_LEVEL = 0.1
@@ -32,19 +33,21 @@ class FinishedRun:
     Attributes:
         folder: where it lies.
         algorithm: the method, or its variant where `config.json` names one (`omar_cem`).
+        base: the method.
         task, dataset, seed, data_seed, rounds, options, config, config_hash, data: as in `config.json`.
         reference: returns to normalise with, or None.
         evaluations: (E,) rounds after which the policy was evaluated.
         returns: (E, episodes) raw returns.
         final_returns: (episodes,) raw returns of the last policy.
         final_metrics: name -> (episodes,) task metrics of the last policy.
-        record: `run.json`: status, versions, device, seconds …
+        record: `run.json`: status, versions, device, updates per second …
         saturation: share of actions at their bounds in the last chunk of training, or None where it was not logged.
         failure: why the run counts for nothing, or None.
     """
 
     folder: Path
     algorithm: str
+    base: str
     task: str
     dataset: str
     seed: int
@@ -85,6 +88,7 @@ class Row:
             averaged over runs.
         interval: 95 % bootstrap interval of the IQM.
         paper: what was published, or None.
+        as_published: whether hyperparameters, rounds and size of the data are those of the paper's number.
         data_mean: mean of the data, or None where unknown.
         comparable: whether the data are those of the paper, or made the same way.
         metrics: task metrics of the last policies, averaged over episodes and runs; `length` is that of the episodes.
@@ -105,6 +109,7 @@ class Row:
     tails: dict[float, float]
     interval: statistics.Interval
     paper: published.Published | None
+    as_published: bool
     data_mean: float | None
     comparable: bool
     metrics: dict[str, float]
@@ -198,6 +203,7 @@ def _read(folder: Path) -> FinishedRun:
         return FinishedRun(
             folder=folder,
             algorithm=config.get("variant") or config["algorithm"],
+            base=config["algorithm"],
             **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
             **{name: config[name] for name in ("options", "config", "config_hash", "data")},
             reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
@@ -262,6 +268,7 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
         tails=tails,
         interval=_iqm_interval(finals),
         paper=published.lookup(first.task, first.dataset, first.algorithm) if normalised else None,
+        as_published=_as_published(first),
         data_mean=data_mean(group, "mean_score" if normalised else "mean_return"),
         comparable=comparable,
         metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
@@ -272,6 +279,16 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
         },
         saturation=max(saturations, default=None),
     )
+
+
+def _as_published(run: FinishedRun) -> bool:
+    differs = published.VARIANTS.get(run.algorithm.removeprefix(run.base))
+    if differs is None or published.lookup(run.task, run.dataset, run.algorithm) is None:
+        return False
+    preset = presets.preset(run.base, run.task, run.dataset)
+    config = dataclasses.asdict(algorithms.find(run.base).config()) | preset.overrides | differs
+    same = json.loads(json.dumps(config)) == run.config and preset.rounds == run.rounds
+    return same and run.data.get("size") == default_size(run.task, run.dataset)
 
 
 def data_mean(runs: Sequence[FinishedRun], name: str) -> float | None:

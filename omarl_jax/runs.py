@@ -8,12 +8,14 @@ import json
 import os
 import pathlib
 import platform
+import zipfile
 from typing import Any
 
 import jax
 import numpy as np
 
 from omarl_jax.data.dataset import Dataset
+from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
 
@@ -106,9 +108,12 @@ class RunFolder:
         path = self.path / "evaluations.npz"
         if not path.exists():
             return {"rounds": [], "returns": []}
-        with np.load(path, allow_pickle=False) as archive:
-            kept = archive["rounds"] <= until
-            return {name: list(archive[name][kept]) for name in ("rounds", "returns")}
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                kept = archive["rounds"] <= until
+                return {name: list(archive[name][kept]) for name in ("rounds", "returns")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise UserError(f"'{path}' is damaged; delete it to go on without the evaluations so far.") from None
 
     def write_evaluations(self, evaluations: dict[str, Any], final: dict[str, np.ndarray] | None = None) -> None:
         """Writes evaluations during training, and those of the last policy once there are."""

@@ -5,6 +5,7 @@ order of runs and its layout are written down when it first starts, since anothe
 that was killed continues from its checkpoint with the same layout and ends with the same numbers.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -57,7 +58,8 @@ class Progress:
         round, rounds: learning rounds done and to do.
         runs: runs in the pack.
         updates_per_second: learning rounds of all runs of the pack, of the last chunk, evaluation left out.
-        score: mean over runs of the last evaluation, normalised where the task has a reference.
+        unit: `score` if the task has a reference to normalise with, else `return`.
+        value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have.
     """
 
     pack: int
@@ -65,7 +67,8 @@ class Progress:
     rounds: int
     runs: list[Run]
     updates_per_second: float
-    score: float
+    unit: str
+    value: float
 
 
 _TOP = {"seeds", "data_seed", "evaluations", "episodes", "final_episodes", "block"}
@@ -193,18 +196,29 @@ def sweep(
     """
     failed: dict[str, str] = {}
     for number, pack in enumerate(packs(grid.runs)):
-        left = [run for run in pack if not RunFolder(out / "runs" / run.name).done]
-        if not left:
-            continue
-        if not _pack_folder(pack, out).exists():
-            pack = left  # the others were finished in another pack, for another grid
-        try:
-            train_pack(pack, grid, out, _numbered(report, number), wandb)
-        except UserError as error:
-            failed |= {run.name: str(error) for run in pack}
-        except Exception as error:  # one failing program must not stop the others
-            failed |= {run.name: f"{type(error).__name__}: {error}" for run in pack}
+        for part in _unfinished(pack, out):
+            try:
+                train_pack(part, grid, out, _numbered(report, number), wandb)
+            except UserError as error:
+                failed |= {run.name: str(error) for run in part}
+            except Exception as error:  # one failing program must not stop the others
+                failed |= {run.name: f"{type(error).__name__}: {error}" for run in part}
     return failed
+
+
+def _unfinished(pack: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
+    """What is left of a pack: first what was begun, in the company in which it began, whatever the grid was then."""
+    by_name = {run.name: run for run in pack}
+    left = {run.name for run in pack if not RunFolder(out / "runs" / run.name).done}
+    parts = []
+    for file in sorted((out / "packs").glob("*/pack.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: told when the pack itself is wanted
+            begun = json.loads(file.read_text())["runs"]
+            if not left.isdisjoint(begun) and by_name.keys() >= set(begun):
+                parts.append([by_name[name] for name in begun])
+                left -= set(begun)
+    fresh = [run for run in pack if run.name in left]
+    return [*parts, fresh] if fresh else parts
 
 
 def _numbered(report: Callable[[Progress], None], number: int) -> Callable[[Progress], None]:
@@ -238,8 +252,8 @@ def train_pack(
         layout,
     )
     checkpoints = Checkpoints(folder / "checkpoints")
-    if (saved := checkpoints.latest) is not None:
-        trainer.resume(checkpoints.restore(trainer.runs), saved)
+    if (saved := checkpoints.restore(trainer.runs)) is not None:
+        trainer.resume(*saved)
 
     folders = [RunFolder(out / "runs" / run.name) for run in runs]
     logs: list[list[loggers.Logger]] = []
@@ -269,9 +283,10 @@ def train_pack(
             seen["returns"].append(returns[i])
             run_folder.write_evaluations(seen)
         checkpoints.save(trainer.round, trainer.runs)
-        mean = float(returns.mean())
-        score = mean if env.reference is None else float(env.reference.normalise(mean))
-        report(Progress(0, trainer.round, first.rounds, list(runs), rates[-1], score))
+        sound = returns[trainer.diverged_at < 0]
+        mean = float(sound.mean()) if len(sound) else np.nan
+        unit, value = ("return", mean) if env.reference is None else ("score", env.reference.normalise(mean))
+        report(Progress(0, trainer.round, first.rounds, list(runs), rates[-1], unit, value))
 
     final = trainer.evaluate(grid.final_episodes)
     record = environment_record() | {

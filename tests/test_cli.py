@@ -7,7 +7,7 @@ import jax
 import pytest
 from omarl_envs import make
 
-from omarl_jax import cli
+from omarl_jax import cli, sweep
 from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.importers import write_csv
@@ -52,6 +52,10 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["train", "bc", "particle/spread", "randm"], "'random'"),
         (["train", "bc", "matrix/xor", "random"], "needs continuous actions"),
         (["train", "bc", "particle/spread", "random", "--lr", "-1"], "lr must be positive"),
+        (["colect"], "'collect'"),
+        (["data", "lst"], "'list'"),
+        (["collect", "particle/spread", "mediun", "--out", "data"], "'medium'"),
+        (["data", "card", "particle/spread", "mediun"], "'medium'"),
         (["sweep", "nowhere.toml"], "There is no grid file"),
         (["evaluate", "nowhere.npz"], "There is no policy"),
         (["report", "nowhere"], "nowhere"),
@@ -109,6 +113,26 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
+def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
+    """As it is, but with few rounds, little data and small networks."""
+    make_grid = sweep.make_grid
+
+    def smaller(content):
+        (block,) = content["block"]
+        small = {"hidden": [[8]], "batch_size": [16]}
+        return make_grid(
+            content | {"final_episodes": 5, "block": [block | {"rounds": 10, "size": 500, "hyperparameters": small}]}
+        )
+
+    monkeypatch.setattr(sweep, "make_grid", smaller)
+    code, out, err = run(monkeypatch, capsys, "demo", "--seeds", "1", "--out", str(tmp_path))
+    assert code == 0, err
+    assert all(name in out for name in ("omar", "cql", "bc", "37.9 ± 12.3"))
+    for name in ("report.html", "curves-particle-spread.png", "omar.gif", "table.md"):
+        assert (tmp_path / "report" / name).exists()
+        assert name in out
+
+
 def test_options_are_true_false_values_or_words():
     found = cli._pairs(["a=true", "b=false", "c=2", "d=(1, 2)", "e=shipped"])
     assert found == {"a": True, "b": False, "c": 2, "d": (1, 2), "e": "shipped"}
@@ -116,7 +140,8 @@ def test_options_are_true_false_values_or_words():
 
 def test_a_diverged_run_is_named_with_its_round(monkeypatch, capsys, tmp_path):
     arguments = f"train bc particle/spread random --lr 1e30 --rounds 4 --size 500 --evaluations 2 --out {tmp_path}"
-    _, _, err = run(monkeypatch, capsys, *arguments.split(), "--batch-size", "16", "--hidden", "8")
+    code, _, err = run(monkeypatch, capsys, *arguments.split(), "--batch-size", "16", "--hidden", "8")
+    assert code == 1
     assert "no result: particle-spread_random_bc" in err
     assert "diverged at round" in err
 

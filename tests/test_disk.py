@@ -11,6 +11,7 @@ import pytest
 
 from omarl_jax import UserError, loggers
 from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.runs import RunFolder
 from omarl_jax.sweep import make_grid, sweep, train_pack
 
 GRID = {
@@ -44,7 +45,8 @@ def saved(folder: pathlib.Path, tree: object) -> Checkpoints:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.int32(7)}
-    back = saved(tmp_path, tree).restore({"a": jnp.zeros((2, 3)), "b": jnp.int32(0)})
+    back, round = saved(tmp_path, tree).restore({"a": jnp.zeros((2, 3)), "b": jnp.int32(0)})
+    assert round == 1
     assert (back["a"] == tree["a"]).all()
     assert back["b"] == 7
 
@@ -52,17 +54,52 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 def test_a_checkpoint_of_another_program_is_refused(tmp_path):
     checkpoints = saved(tmp_path, {"a": jnp.zeros((2, 3))})
     for like in ({"b": jnp.zeros((2, 3))}, {"a": jnp.zeros((4, 3))}):
-        with pytest.raises(UserError, match="cannot be read, or is of another program"):
+        with pytest.raises(UserError, match="cannot be read, or are of another program"):
             checkpoints.restore(like)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    checkpoints = saved(tmp_path, {"a": jnp.arange(1000.0)})
-    for path in tmp_path.rglob("*"):
+def damage(folder: pathlib.Path) -> None:
+    for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_size > 500:
             path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read"):
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
+    checkpoints = saved(tmp_path, {"a": jnp.arange(1000.0)})
+    checkpoints.save(2, {"a": jnp.arange(1000.0) * 0.5})
+    damage(tmp_path / "2")
+    back, round = checkpoints.restore({"a": jnp.zeros(1000)})
+    assert round == 1
+    assert (back["a"] == jnp.arange(1000.0)).all()
+    checkpoints.save(2, {"a": jnp.full(1000, 2.0)})
+    back, round = Checkpoints(tmp_path).restore({"a": jnp.zeros(1000)})
+    assert round == 2
+    assert (back["a"] == 2.0).all()
+
+
+def test_without_a_sound_checkpoint_one_short_sentence_says_what_to_do(tmp_path):
+    checkpoints = saved(tmp_path / "pack" / "checkpoints", {"a": jnp.arange(1000.0)})
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be read.*delete '.*pack' to start these runs again") as told:
         checkpoints.restore({"a": jnp.zeros(1000)})
+    assert len(str(told.value)) < 500 + 2 * len(str(tmp_path))
+
+
+def test_nothing_saved_is_nothing_to_restore(tmp_path):
+    assert Checkpoints(tmp_path).restore({"a": jnp.zeros(1)}) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no archive", b"\x93NUMPY"])
+def test_damaged_evaluations_name_their_file(tmp_path, content):
+    (tmp_path / "evaluations.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"evaluations\.npz' is damaged; delete it"):
+        RunFolder(tmp_path).evaluations(until=1)
+
+
+def test_a_log_that_is_no_text_is_cut_to_what_is(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1}\n\xff\xfe{"rou')
+    loggers.JsonLines(tmp_path / "metrics.jsonl", 5).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1}\n'
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(grid, tmp_path):

@@ -1,6 +1,7 @@
 """Reports on run folders whose numbers were worked out by hand."""
 
 import csv
+import dataclasses
 import html
 import itertools
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from omarl_jax import plotting, report
+from omarl_jax import algorithms, plotting, presets, report
 from omarl_jax.errors import UserError
 from omarl_jax.report import print_table, write_report
 from omarl_jax.results import Row, load_runs, table, unfinished
@@ -171,6 +172,31 @@ def test_a_variant_is_a_method_with_a_published_score_of_its_own(tmp_path: Path)
     assert row.method == "omar_cem"
     assert row.paper is not None
     assert row.paper.mean == 45.0
+
+
+@pytest.mark.parametrize(
+    ("variant", "changed", "as_published"),
+    [
+        (None, {}, True),
+        ("omar_cem", {"search": "cem"}, True),
+        ("omar_central", {"centralised": True}, True),
+        (None, {"search": "cem"}, False),
+        (None, {"batch_size": 256}, False),
+        ("omar_cem", {}, False),
+        (None, {"rounds": 100}, False),
+        (None, {"size": 500}, False),
+    ],
+)
+def test_a_paper_s_number_for_something_else_is_marked(
+    tmp_path: Path, variant: str | None, changed: dict[str, Any], as_published: bool
+) -> None:
+    preset = presets.preset("omar", "particle/spread", "medium")
+    config = dataclasses.asdict(algorithms.find("omar").config()) | preset.overrides | changed
+    rounds, size = config.pop("rounds", preset.rounds), config.pop("size", 1_000_000)
+    write_run(tmp_path / "a", TEN, variant=variant, config=config, rounds=rounds, data={"size": size})
+    row = only_row(tmp_path)
+    assert row.as_published == as_published
+    assert ("¶ other hyperparameters" in printed([row])) != as_published
 
 
 def test_rows_of_a_grid_show_what_differs(tmp_path: Path) -> None:

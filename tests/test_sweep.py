@@ -1,5 +1,6 @@
 """Grids, run folders, and what a kill must not change."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -156,6 +157,24 @@ def test_a_pack_goes_on_as_it_began_or_not_at_all(grid, tmp_path):
         run.unlink()
     grid.write_text(grid.read_text().replace("episodes = 4", "episodes = 5", 1))
     assert "began with 2 evaluations and 4 episodes, not with 2 evaluations and 5" in one_reason(grid, tmp_path)
+
+
+def test_what_was_begun_goes_on_in_the_company_in_which_it_began(grid, tmp_path, monkeypatch):
+    """One run was finished for another grid; the others were killed after one of them was done."""
+    grid.write_text(GRID.replace("rounds = 2000", "rounds = 4").replace("evaluations = 5", "evaluations = 2"))
+    whole = read_grid(grid)
+    first, second, third, _ = whole.runs
+    out = tmp_path / "out"
+    for runs in ([first], whole.runs[1:]):
+        assert not run_sweep(dataclasses.replace(whole, runs=runs), out)
+    (out / "runs" / third.name / "DONE").unlink()
+    trained = []
+    monkeypatch.setattr("omarl_jax.sweep.train_pack", lambda runs, *others: trained.append(runs))
+    assert not run_sweep(whole, out)
+    assert trained == [whole.runs[1:]]
+    (out / "runs" / second.name / "DONE").unlink()
+    assert not run_sweep(dataclasses.replace(whole, runs=[second]), out)
+    assert trained[1:] == [[second]]  # the others are not asked for
 
 
 def one_reason(grid, tmp_path):

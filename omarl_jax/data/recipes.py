@@ -76,7 +76,7 @@ def load_datasets(
     if quality not in (known := _qualities(env.task_spec)):
         raise unknown("dataset", quality, known)
     if size is None:
-        size = _size(task, quality)
+        size = default_size(task, quality)
     if size < 1:
         raise UserError(f"A dataset needs at least one transition, not {size}.")
     if quality in logs.PARTS:
@@ -167,11 +167,12 @@ def catalogue() -> list[Entry]:
             elif env.reference is not None and saved is not None:
                 returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
                 score = float(env.reference.normalise(np.mean(returns)))
-            entries.append(Entry(task, quality, _size(task, quality), score))
+            entries.append(Entry(task, quality, default_size(task, quality), score))
     return entries
 
 
-def _size(task: str, quality: str) -> int:
+def default_size(task: str, quality: str) -> int:
+    """Transitions that a dataset has unless another number is asked for: the published one, if there is one."""
     return _SIZES.get((task, quality), logs.DEFAULT_SIZE if quality in logs.PARTS else _DEFAULT_SIZE)
 
 

@@ -61,9 +61,7 @@ def save(dataset: Dataset, folder: str | Path) -> None:
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise UserError(f"The dataset's metadata cannot be written as JSON: {error}.") from error
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists already: remove it, or choose another folder for the dataset.")
-
+    require_new(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +82,12 @@ def save(dataset: Dataset, folder: str | Path) -> None:
         raise UserError(f"The dataset cannot be written to {folder}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_new(folder: str | Path) -> None:
+    """Raises a `UserError` if there is something already, before minutes are spent on what it should hold."""
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists already: remove it, or choose another folder for the dataset.")
 
 
 def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -> Dataset:
