@@ -242,7 +242,7 @@ def behaviour(
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
     overrides = _pairs(set)
-    snapshots = [s for seed in seeds for s in behaviour.train(env, algorithm, overrides, seed, rounds, every)]
+    snapshots = behaviour.train(env, algorithm, overrides, seeds, rounds, every)
     chosen = behaviour.choose(env, snapshots, medium, expert, replay)
     behaviour.save(out, env, algorithm, overrides, snapshots, chosen)
     for quality, numbers in chosen.items():
@@ -266,7 +266,7 @@ def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, roun
 
     require_writable(out)
     env = make_env(task, prey="learner")
-    *_, last = behaviour.train(env, "matd3", {}, seed, rounds, every=rounds, final_lr=1.0)
+    *_, last = behaviour.train(env, "matd3", {}, [seed], rounds, every=rounds, final_lr=1.0)
     behaviour.save_prey(out, env, last["policy"])
     _console.print(f"{out}")
 

@@ -11,6 +11,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import UserError, make_algorithm, online
 from omarl_jax.data import behaviour
+from omarl_jax.layout import Layout
 from omarl_jax.types import Algorithm, Needs, Stats
 
 V, LENGTH = 4, 3
@@ -146,7 +147,7 @@ def test_methods_that_need_more_than_transitions_are_refused(needs):
 def test_matd3_learns_a_trivial_task():
     settings = online.OnlineSettings(n_envs=8, capacity=2_000, warmup=160)
     overrides = {"hidden": (8,), "batch_size": 64, "exploration_noise": 0.2, "input_norm": "none"}
-    snapshots = behaviour.train(Clocks(), "matd3", overrides, seed=0, rounds=400, every=200, settings=settings)
+    snapshots = behaviour.train(Clocks(), "matd3", overrides, [0], rounds=400, every=200, settings=settings)
     assert [snapshot["round"] for snapshot in snapshots] == [0, 200, 400]
     untrained, _, trained = (snapshot["returns"] for snapshot in snapshots)
     assert untrained < 1
@@ -155,9 +156,27 @@ def test_matd3_learns_a_trivial_task():
     assert snapshots[-1]["explored"] == pytest.approx(3 - 3 * 0.2 / np.sqrt(2 * np.pi), abs=0.05)
 
 
+@pytest.mark.parametrize("layout", [Layout(3, 1), Layout(2, 1), Layout(1, 1)])
+def test_a_seed_alone_learns_as_it_does_among_others(monkeypatch, layout):
+    settings = online.OnlineSettings(n_envs=4, capacity=100, warmup=8)
+    overrides = {"hidden": (8,), "batch_size": 16}
+
+    def train(seeds):
+        return behaviour.train(Clocks(), "matd3", overrides, seeds, rounds=10, every=5, settings=settings)
+
+    alone = train([7])
+    monkeypatch.setattr(Layout, "default", lambda runs: layout)
+    among = train([3, 7, 5])
+    assert [(s["seed"], s["round"]) for s in among] == [(seed, round) for seed in (3, 7, 5) for round in (0, 5, 10)]
+    for one, other in zip(alone, among[3:6], strict=True):
+        assert one["returns"] == pytest.approx(other["returns"], abs=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one["policy"], other["policy"])
+    assert abs(among[2]["explored"] - among[5]["explored"]) > 1e-4
+
+
 def test_rounds_must_be_a_multiple_of_those_between_snapshots():
     with pytest.raises(UserError, match="multiple"):
-        behaviour.train(Clocks(), "matd3", {}, seed=0, rounds=100, every=30)
+        behaviour.train(Clocks(), "matd3", {}, [0], rounds=100, every=30)
 
 
 def test_a_gain_multiplies_what_goes_into_the_tanh_when_acting():

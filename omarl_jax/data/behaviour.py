@@ -4,7 +4,9 @@ Run again, `train` gives policies of the same quality; the shipped file names it
 """
 
 import dataclasses
+import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,9 +15,10 @@ import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, evaluation, online
-from omarl_jax.errors import UserError
+from omarl_jax.errors import UserError, check_seeds
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
+from omarl_jax.layout import Layout
 from omarl_jax.types import Stats
 
 _EVALUATION_EPISODES = 1_000
@@ -26,31 +29,35 @@ def train(
     env: MultiAgentEnv,
     algorithm: str,
     overrides: dict[str, Any],
-    seed: int,
+    seeds: Sequence[int],
     rounds: int,
     every: int,
     final_lr: float = 0.1,
     settings: online.OnlineSettings = online.OnlineSettings(),  # noqa: B008  # an immutable tuple
 ) -> list[dict[str, Any]]:
-    """Trains a method online from scratch.
+    """Trains a method online from scratch, all seeds in one program, spread over the devices.
 
     Args:
         env: the task.
         algorithm: the method's name.
         overrides: hyperparameters that differ from its defaults.
-        seed: randomness.
+        seeds: randomness, one for each team.
         rounds: learning rounds, one for each `settings.n_envs` environment steps.
         every: rounds between snapshots, a divisor of `rounds`.
         final_lr: the learning rate falls linearly to this share of itself, which steadies the last policies.
         settings: how experience is gathered.
 
     Returns:
-        snapshots, the first before training: `seed`, `round`, `policy` (on the host), `returns` of greedy play, and
-        `explored`, those with exploration noise; the latter two are means over 1,000 episodes.
+        snapshots, those of one seed after those of another, the first of each before training: `seed`, `round`,
+        `policy` (on the host), `returns` of greedy play, and `explored`, those with exploration noise; the latter two
+        are means over 1,000 episodes.
 
     Raises:
-        UserError: for an unknown method, hyperparameters or rounds that make no sense.
+        UserError: for an unknown method, hyperparameters, seeds or rounds that make no sense.
     """
+    check_seeds(seeds)
+    if not seeds:
+        raise UserError("There must be a seed at least.")
     spec = env.task_spec
     if every < 1 or rounds < 1 or rounds % every:
         raise UserError(f"Rounds must be a multiple of those between snapshots, not {rounds} and {every}.")
@@ -58,39 +65,50 @@ def train(
     config = method.configure(spec, overrides)
     learner = method.make(config, spec)
     stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
-    learner_key, env_key, train_key, evaluation_key = jax.random.split(jax.random.key(seed), 4)
 
-    @jax.jit
-    def init() -> online.OnlineState:
+    def init(key: Any, _: None) -> online.OnlineState:
+        learner_key, env_key, _, _ = jax.random.split(key, 4)
         return online.init(learner, learner.init(learner_key, stats), env, settings, env_key)
 
-    def chunk(state: online.OnlineState, start: Any) -> online.OnlineState:
+    def chunk(lane: tuple[online.OnlineState, Any], start: Any) -> tuple[online.OnlineState, Any]:
+        state, key = lane
+        _, _, train_key, _ = jax.random.split(key, 4)
+
         def step(state: online.OnlineState, number: Any) -> tuple[online.OnlineState, Any]:
             lr = config.lr * (1.0 - (1.0 - final_lr) * number / rounds)
             now = method.make(dataclasses.replace(config, lr=lr), spec)
             return online.step(now, env, settings, state, number, train_key)
 
-        return jax.lax.scan(step, state, start + jnp.arange(every))[0]
+        return jax.lax.scan(step, state, start + jnp.arange(every))[0], key
 
-    @jax.jit
-    def returns(policy: Any) -> tuple[Any, Any]:
+    def returns(lane: tuple[Any, Any], _: None) -> tuple[Any, Any]:
+        policy, key = lane
+        _, _, _, key = jax.random.split(key, 4)
+
         def mean(explore: bool) -> Any:
-            played = evaluation.evaluate(
-                env, learner.act, learner.carry, policy, evaluation_key, _EVALUATION_EPISODES, explore
-            )
+            played = evaluation.evaluate(env, learner.act, learner.carry, policy, key, _EVALUATION_EPISODES, explore)
             return played["return"].mean()
 
         return mean(False), mean(True)
 
-    advance = jax.jit(chunk, donate_argnums=0)
-    state, snapshots = init(), []
-    for start in range(0, rounds + every, every):
-        policy = jax.tree.map(np.asarray, state.learner.policy)
-        greedy, explored = map(float, returns(policy))
-        snapshots.append({"seed": seed, "round": start, "policy": policy, "returns": greedy, "explored": explored})
-        if start < rounds:
-            state = advance(state, start)
-    return snapshots
+    layout = Layout.default(len(seeds))
+    begin, judge = jax.jit(layout.spread(init)), jax.jit(layout.spread(returns))
+    advance = jax.jit(layout.spread(chunk), donate_argnums=0)
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+    snapshots: list[list[dict[str, Any]]] = [[] for _ in seeds]
+    for call in layout.calls(len(seeds)):
+        key = layout.place(keys, call)
+        state = begin(key, None)
+        for start in range(0, rounds + every, every):
+            policies = jax.tree.map(np.asarray, state.learner.policy)
+            greedy, explored = map(np.asarray, judge((state.learner.policy, key), None))
+            for run in set(call):
+                lane = call.index(run)
+                taken = {"seed": seeds[run], "round": start, "policy": jax.tree.map(lambda x, i=lane: x[i], policies)}
+                snapshots[run].append(taken | {"returns": float(greedy[lane]), "explored": float(explored[lane])})
+            if start < rounds:
+                state, key = advance((state, key), jnp.int32(start))
+    return list(itertools.chain(*snapshots))
 
 
 def choose(
