@@ -42,7 +42,7 @@ test: $(READY) ## run the fast tests
 	unset JAX_NUM_CPU_DEVICES; $(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: $(READY) ## run the tests that learn for minutes
-	unset JAX_NUM_CPU_DEVICES; $(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check

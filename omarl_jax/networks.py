@@ -253,7 +253,7 @@ def deterministic_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: In
 
 def sharpened(params: Any, gain: chex.Array) -> Any:
     """The parameters of a deterministic policy that multiplies by `gain` before its tanh."""
-    last = max(name for name in params if name.startswith("_Dense"))
+    last = f"_Dense_{sum(name.startswith('_Dense') for name in params) - 1}"
     return {**params, last: jax.tree.map(lambda x: gain * x, params[last])}
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import omarl_envs
 
+import omarl_jax
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
@@ -137,13 +139,19 @@ class RunFolder:
 
 
 def environment_record() -> dict[str, Any]:
-    """What the numbers of a run may depend on: versions, device, date."""
+    """What the numbers of a run may depend on: versions, device, date, and `code`, the hash of our own sources."""
+    code = hashlib.sha256()
+    for package in (omarl_envs, omarl_jax):
+        folder = pathlib.Path(next(iter(package.__path__)))
+        for file in sorted(folder.rglob("*.py")):
+            code.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
     packages = ("omarl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
         "device": _processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
+        "code": code.hexdigest()[:12],
     }
 
 

@@ -151,7 +151,7 @@ def test_torch_search_samples_around_the_softmax_mean(torch_omar):
         return torch.from_numpy(-3.0 * ((asked[-1] - best) ** 2).sum(-1)).float()
 
     torch.manual_seed(0)
-    found = torch_omar.zeroth_order_search(values, n, 2, torch_omar.Config()).numpy()
+    found, worth = torch_omar.zeroth_order_search(values, n, 2, torch_omar.Config())
     torch.manual_seed(0)
     mean, deviation = np.zeros((n, 2)), np.full((n, 2), 2.0)
     assert len(asked) == 3
@@ -164,6 +164,7 @@ def test_torch_search_samples_around_the_softmax_mean(torch_omar):
         mean = np.einsum("bk,bka->ba", weights / weights.sum(1, keepdims=True), candidates)
         deviation = np.sqrt(((candidates - mean[:, None]) ** 2).mean(1))
     np.testing.assert_array_equal(found, asked[-1][np.arange(n), weights.argmax(1)])
+    np.testing.assert_allclose(worth, -3.0 * ((found.numpy() - best) ** 2).sum(-1), rtol=1e-5, atol=1e-6)
 
 
 def test_torch_losses_in_closed_form(torch_omar):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omarl_jax import UserError, algorithms, load_dataset, make_env, train
+from omarl_jax import UserError, algorithms, evaluation, load_dataset, make_algorithm, make_env, online, train
 from omarl_jax.layout import Layout
 from omarl_jax.training import Trainer, chunk_ends
+from omarl_jax.types import Stats
 
 SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
 
@@ -94,7 +96,37 @@ def test_the_training_program_exports_for_every_accelerator(dataset):
         lanes, plan = lanes_and_plan
         return program((lanes, plan._replace(key=jax.random.wrap_key_data(plan.key))), shared)
 
-    exported = jax.export.export(jax.jit(with_raw_keys), platforms=("cpu", "cuda", "tpu"))(*arguments)
+    exports(with_raw_keys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [("particle/spread", "matd3"), ("particle/tag", "itd3"), ("particle/world", "bc"), ("uav/iot", "ciqr")],
+)
+def test_playing_and_learning_online_export_for_every_accelerator(task, method):
+    env = make_env(task)
+    spec, settings = env.task_spec, online.OnlineSettings(n_envs=2, capacity=8, warmup=2)
+    algorithm = make_algorithm(method, spec, hidden=(8,), batch_size=4)
+    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+
+    def play(raw):
+        key = jax.random.wrap_key_data(raw)
+        policy = algorithm.init(key, stats).policy
+        return evaluation.evaluate(env, algorithm.act, algorithm.carry, policy, key, 3, explore=True)
+
+    def learn(raw):
+        key = jax.random.wrap_key_data(raw)
+        state = online.init(algorithm, algorithm.init(key, stats), env, settings, key)
+        state, metrics = online.step(algorithm, env, settings, state, jnp.int32(0), key)
+        return jax.tree.leaves(state.learner), metrics
+
+    for function in (play, learn):
+        exports(function, jax.random.key_data(jax.random.key(0)))
+
+
+def exports(function, *arguments):
+    """Asserts that a function exports without what some accelerator has not."""
+    exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(*arguments)
     text = exported.mlir_module()
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert "f64" not in text

@@ -126,22 +126,21 @@ class Agent:
         """c (π(o) - â)² - (1 - c) Q1(o, π(o)) + 10⁻³ π(o)²."""
         config = self.config
         actions = self.policy(obs)
-        imitation = F.mse_loss(actions, self.better_actions(obs, actions.detach()))
-        value = self.critic.q1(obs, actions).mean()
-        return config.omar_coe * imitation - (1.0 - config.omar_coe) * value + 1e-3 * actions.square().mean()
+        values = self.critic.q1(obs, actions)
+        imitation = F.mse_loss(actions, self.better_actions(obs, actions.detach(), values.detach()))
+        return config.omar_coe * imitation - (1.0 - config.omar_coe) * values.mean() + 1e-3 * actions.square().mean()
 
     @torch.no_grad()
-    def better_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def better_actions(self, obs: Tensor, actions: Tensor, values: Tensor) -> Tensor:
         """(B, A) â: what the zeroth-order optimiser found, or the policy's own action where that is worth more."""
 
-        def values(candidates: Tensor) -> Tensor:
+        def values_of(candidates: Tensor) -> Tensor:
             """(B, K, A) -> (B, K)."""
             _, k, _ = candidates.shape
             return self.critic.q1(obs.repeat_interleave(k, dim=0), candidates.flatten(0, 1)).view(-1, k)
 
-        found = zeroth_order_search(values, len(obs), actions.shape[-1], self.config)
-        pool = torch.stack([actions, found], dim=1)  # (B, 2, A)
-        return _pick(pool, values(pool).argmax(dim=1))
+        found, found_values = zeroth_order_search(values_of, len(obs), actions.shape[-1], self.config)
+        return torch.where((found_values > values)[:, None], found, actions)
 
     @torch.no_grad()
     def update_targets(self) -> None:
@@ -162,8 +161,12 @@ def cql_penalty(random_q: Tensor, data_q: Tensor, action_dim: int) -> Tensor:
     return (torch.logsumexp(random_q - action_dim * math.log(0.5), dim=1) - data_q).mean()
 
 
-def zeroth_order_search(values: Callable[[Tensor], Tensor], n: int, action_dim: int, config: Config) -> Tensor:
-    """(B, A) the best of the last of a few rounds of sampling, each around the softmax-weighted mean of the one before.
+def zeroth_order_search(
+    values: Callable[[Tensor], Tensor], n: int, action_dim: int, config: Config
+) -> tuple[Tensor, Tensor]:
+    """(B, A), (B,) the best of the last of a few rounds of sampling, and its value.
+
+    Each round samples around the softmax-weighted mean of the one before.
 
     Args:
         values: (B, K, A) candidates -> (B, K).
@@ -179,12 +182,8 @@ def zeroth_order_search(values: Callable[[Tensor], Tensor], n: int, action_dim: 
         q = values(candidates)
         mean = (torch.softmax(q, dim=1)[..., None] * candidates).sum(dim=1)
         deviation = (candidates - mean[:, None]).square().mean(dim=1).sqrt()
-    return _pick(candidates, q.argmax(dim=1))
-
-
-def _pick(candidates: Tensor, index: Tensor) -> Tensor:
-    """(B, K, A), (B,) -> (B, A)."""
-    return candidates[torch.arange(len(candidates)), index]
+    best, index = q.max(dim=1)
+    return candidates[torch.arange(n), index], best
 
 
 def _descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, max_grad_norm: float) -> None:

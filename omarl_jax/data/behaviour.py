@@ -124,9 +124,10 @@ def choose(
         replay: mean score that the medium-replay data should have; by default what comes out.
 
     Returns:
-        `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: as many as
-        ship, spread evenly over the rounds from the untrained policy to that one, or to an earlier one where that meets
-        `replay` better (published replay buffers are short). Each is taken from the seed that comes nearest.
+        `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: eight
+        (fewer where there are not so many), spread evenly over the rounds from the untrained policy to that one, or to
+        an earlier one where that meets `replay` better (published replay buffers are short). Each is taken from the
+        seed that comes nearest.
     """
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])

@@ -187,15 +187,35 @@ def _read_description(folder: Path) -> tuple[TaskSpec, dict[str, Any], dict[str,
         metadata, content = dict(description["metadata"]), str(description["content_hash"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: an entry is missing or malformed ({error}).") from error
+    if wrong := _malformed(spec, metadata):
+        raise UserError(f"{path} is damaged: it has no sensible {', '.join(wrong)}.")
     references = [metadata.get(name) for name in ("random", "expert")]
-    numbers = [value for value in references if isinstance(value, int | float) and math.isfinite(value)]
-    if references != [None, None] and (len(numbers) < 2 or numbers[0] == numbers[1]):
+    if references != [None, None] and (None in references or references[0] == references[1]):
         raise UserError(f"{path} is damaged: random and expert must be two different numbers, or both be null.")
     required = {name for name in Rows._fields if name not in Rows._field_defaults}
     if not required <= set(described) <= set(Rows._fields):
         wrong = ", ".join(sorted((required - set(described)) | (set(described) - set(Rows._fields))))
         raise UserError(f"{path} is damaged: its list of arrays lacks or invents {wrong}.")
     return spec, metadata, described, content
+
+
+def _malformed(spec: TaskSpec, metadata: dict[str, Any]) -> list[str]:
+    """The names of entries that hold no value of their kind."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    sensible = {
+        "name": isinstance(spec.name, str),
+        "kind": spec.kind in ("continuous", "discrete"),
+        "state_is_obs": isinstance(spec.state_is_obs, bool),
+        "options": isinstance(metadata.get("options", {}), dict),
+    }
+    for name in ("n_agents", "obs_dim", "action_dim", "state_dim", "episode_length"):
+        sensible[name] = type(getattr(spec, name)) is int and getattr(spec, name) > 0
+    for name in ("mean_return", "mean_score", "random", "expert"):
+        sensible[name] = metadata.get(name) is None or is_number(metadata[name])
+    return [name for name, sound in sensible.items() if not sound]
 
 
 def _open(path: Path, described: _Array) -> np.ndarray:

@@ -23,9 +23,6 @@ def _state(position: Any, velocity: Any, landmarks: Any) -> State:
     return State(jax.random.key(0), jnp.zeros((), jnp.int32), *arrays)
 
 
-# --- Single steps from rest, by hand ---
-
-
 def test_an_agent_moves_with_its_new_velocity() -> None:
     state = _state([[0.0, 0.0], [5.0, 5.0]], np.zeros((2, 2)), np.zeros((2, 2)))
     state, _ = make("particle/spread", n_agents=2).step(state, jnp.array([[1.0, 0.0], [0.0, 0.0]]))
@@ -74,9 +71,6 @@ def test_two_agents_in_one_place_stay_finite() -> None:
 )
 def test_the_border_costs_the_prey(coordinate: float, cost: float) -> None:
     np.testing.assert_allclose(pursuit._border(jnp.float32(coordinate)), cost, rtol=1e-5, atol=1e-6)
-
-
-# --- Whole steps against an independent model in float64 ---
 
 
 class Outcome(NamedTuple):
@@ -270,9 +264,6 @@ def test_unrolled_pairs_and_arrays_of_pairs_agree() -> None:
     np.testing.assert_array_equal(spread._observe(state), spread._observe_many(state))
 
 
-# --- The prey's network ---
-
-
 def _random_prey(obs_dim: int, hidden: int = 5) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(obs_dim)
     shapes: dict[str, Any] = {
@@ -358,9 +349,6 @@ def test_a_bad_prey_file_is_named_in_one_sentence(kind: str, complaint: str, tmp
 def test_spread_names_the_teams_it_takes(n_agents: int) -> None:
     with pytest.raises(ValueError, match=f"2 to 64 agents, not {n_agents}"):
         make("particle/spread", n_agents=n_agents)
-
-
-# --- Whole episodes ---
 
 
 # Mean return and its standard error of uniformly random actions, from 20,000 episodes of another implementation.

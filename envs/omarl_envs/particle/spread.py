@@ -101,7 +101,7 @@ class Spread(MultiAgentEnv[State]):
         return picture.image()
 
 
-# --- A few agents: every pair by itself ---
+# Of a few agents every pair is taken by itself; of many (`…_many`) all pairs are arrays.
 
 
 def _move(position: chex.Array, velocity: chex.Array, actions: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -143,9 +143,6 @@ def _pairs(n: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(n) for j in range(i + 1, n)]
 
 
-# --- Many agents: arrays of pairs ---
-
-
 def _move_many(position: chex.Array, velocity: chex.Array, actions: chex.Array) -> tuple[chex.Array, chex.Array]:
     push = physics.contact_force(_between(position, position), 2 * AGENT_RADIUS)  # (N, N), zero with oneself
     force = Vec(*actions.T) * GAIN + Vec(push.x.sum(axis=1), push.y.sum(axis=1))
@@ -172,9 +169,6 @@ def _observe_many(state: State) -> chex.Array:
 def _between(ends: chex.Array, starts: chex.Array) -> Vec:
     delta = ends[:, None] - starts[None]
     return Vec(delta[..., 0], delta[..., 1])
-
-
-# --- Both ---
 
 
 def _cover(squared_distance: chex.Array) -> chex.Array:
