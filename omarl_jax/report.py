@@ -24,7 +24,7 @@ from omarl_jax.errors import UserError
 from omarl_jax.files import replacing
 from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, data_mean, grouped, order, table
 
-BASELINES = ("bc", "cql")
+BASELINES = ("bc", "cql", "ciql", "ccql")
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
 _OTHERWISE = "¶ other hyperparameters, rounds or amount of data than the paper's number stands for."
 _SATURATED = f"§ no result: more than {100 * SATURATED:g} % of a policy's actions are at their bounds (saturation)."
@@ -85,13 +85,18 @@ def _texts(row: Row) -> dict[str, str]:
         "method": row.method,
         "last checkpoint": _plus_minus(row.mean, row.sd) + " ‡" * (not row.normalised) + " §" * row.saturated,
         "IQM [95 %]": f"{_number(row.iqm)} [{_number(row.interval.low)}, {_number(row.interval.high)}]",
-        "paper": paper + " †" * (not row.comparable) + " ¶" * (row.paper is not None and not row.as_published),
+        "paper": paper + _marks(row),
         "data": _number(row.data_mean),
         "best during training": _number(row.best),
         f"CVaR {CVAR_LEVEL:g}": _number(row.tails[CVAR_LEVEL]),
         "seeds": seeds,
         "config": row.config_hash,
     }
+
+
+def _marks(row: Row) -> str:
+    """What is to be known of the paper's number, where there is one."""
+    return "" if row.paper is None else " †" * (not row.comparable) + " ¶" * (not row.as_published)
 
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:
@@ -101,9 +106,10 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         "Best during training was picked by its own returns: it is no result. "
         f"CVaR {CVAR_LEVEL:g}: mean of the lowest {100 * CVAR_LEVEL:g} % of the last policy's episodes."
     ]
-    if any(not row.comparable for row in rows):
+    marks = "".join(map(_marks, rows))
+    if "†" in marks:
         notes.append(_DAGGER)
-    if any(row.paper is not None and not row.as_published for row in rows):
+    if "¶" in marks:
         notes.append(_OTHERWISE)
     if any(not row.normalised for row in rows):
         notes.append(_RAW)

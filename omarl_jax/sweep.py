@@ -241,7 +241,7 @@ def train_pack(
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
     folder = _pack_folder(runs, out)
-    layout = _begin(folder / "pack.json", runs, {"evaluations": grid.evaluations, "episodes": grid.episodes})
+    layout = _begin(folder / "pack.json", runs, {"evaluations": grid.evaluations, "episodes": grid.episodes}, hashes)
     trainer = Trainer(
         algorithms.find(first.algorithm),
         [run.config for run in runs],
@@ -327,18 +327,18 @@ def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     return out / "packs" / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
-def _begin(path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int]) -> Layout:
-    """Writes down how a pack is trained, or reads how it began: its layout, and settings that must not change."""
+def _begin(path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int], data: list[str]) -> Layout:
+    """Writes down how a pack is trained, or reads how it began: its layout, and settings and data not to be changed."""
     if not path.exists():
         layout = Layout.default(len(runs))
         plan = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout), "settings": settings}
-        content = plan | environment_record()
+        content = plan | {"data": data} | environment_record()
         with replacing(path) as file:
             file.write(json.dumps(content, indent=2).encode())
         return layout
     try:
         content = json.loads(path.read_text())
-        layout, began_with = Layout(**content["layout"]), dict(content["settings"])
+        layout, began_with, began_on = Layout(**content["layout"]), dict(content["settings"]), content["data"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
     if began_with != settings:
@@ -350,6 +350,11 @@ def _begin(path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int]) ->
         raise UserError(
             f"These runs began on {layout.devices} devices and here are {jax.device_count()} (on a CPU, "
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
+        )
+    if began_on != data:
+        raise UserError(
+            "These runs began on other data: another version or number of devices has made them anew, and not alike; "
+            f"delete '{path.parent}' to start these runs again."
         )
     return layout
 

@@ -159,6 +159,11 @@ def test_a_pack_goes_on_as_it_began_or_not_at_all(grid, tmp_path):
         run.unlink()
     grid.write_text(grid.read_text().replace("episodes = 4", "episodes = 5", 1))
     assert "began with 2 evaluations and 4 episodes, not with 2 evaluations and 5" in one_reason(grid, tmp_path)
+    grid.write_text(grid.read_text().replace("episodes = 5", "episodes = 4", 1))
+    (plan,) = (tmp_path / "out" / "packs").glob("*/pack.json")
+    began = json.loads(plan.read_text())
+    plan.write_text(json.dumps(began | {"data": [began["data"][0], "other"]}))
+    assert "began on other data" in one_reason(grid, tmp_path)
 
 
 def test_what_was_begun_goes_on_in_the_company_in_which_it_began(grid, tmp_path, monkeypatch):

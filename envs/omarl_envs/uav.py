@@ -75,8 +75,10 @@ class UavIot(MultiAgentEnv[State]):
         r = -Σ_u (power_weight P_u + punishment_u) - mean age,
 
     and the metric `return`, by which policies are judged, is the published one that divides the sum over UAVs by their
-    number. Further metrics: `age`, the mean age; `power`, in watts, of all UAVs; `risk`, how many UAVs are in the
-    region; and `power_0`, `risk_0` and so on of each UAV.
+    number; `training_return` is the sum of r itself. Further metrics: `age`, the mean age; `power`, in watts, of all
+    UAVs; `risk`, how many UAVs are in the region; and `power_0`, `risk_0` and so on of each UAV.
+
+    `powers`, (side, side, M + 1), holds the watts that serving each device, or none, takes from each cell.
 
     Everyone sees everything: x and y of all UAVs, then all ages. An episode is cut off after 100 steps.
 
@@ -129,9 +131,9 @@ class UavIot(MultiAgentEnv[State]):
             raise ValueError(f"risk_probability must lie in [0, 1], not {risk_probability}.")
         for name, value in (("risk_penalty", risk_penalty), ("power_weight", power_weight)):
             if not 0.0 <= value < np.inf:
-                raise ValueError(f"{name} must not be negative, not {value}.")
-        if isinstance(noise, str) and noise not in NOISE:
-            raise ValueError(f"noise must be a number of watts or one of {', '.join(NOISE)}, not '{noise}'.")
+                raise ValueError(f"{name} must be finite and not negative, not {value}.")
+        if not isinstance(noise, int | float) and not (isinstance(noise, str) and noise in NOISE):
+            raise ValueError(f"noise must be a number of watts or one of {', '.join(NOISE)}, not {noise!r}.")
         self.noise = NOISE[noise] if isinstance(noise, str) else float(noise)
         if not 0.0 < self.noise < np.inf:
             raise ValueError(f"noise must be positive, not {noise}.")
@@ -145,7 +147,7 @@ class UavIot(MultiAgentEnv[State]):
         self.mission = Mission(where, risky, np.float32(power_weight))
         everywhere = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1)
         power = self._power(everywhere[:, :, None], where)  # (side, side, M)
-        self._powers = np.pad(power, ((0, 0), (0, 0), (0, 1))).astype(np.float32)  # and 0 for serving nobody
+        self.powers = np.pad(power, ((0, 0), (0, 0), (0, 1))).astype(np.float32)  # and 0 for serving nobody
         self.time_limit_is_terminal = time_limit_is_terminal
         size = 2 * n_uavs + len(where)
         self.task_spec = TaskSpec(
@@ -163,7 +165,7 @@ class UavIot(MultiAgentEnv[State]):
     def metric_names(self) -> tuple[str, ...]:
         """The published quantities of a step."""
         each = (f"{name}_{u}" for name in ("power", "risk") for u in range(self.num_agents))
-        return ("return", "age", "power", "risk", *each)
+        return ("return", "training_return", "age", "power", "risk", *each)
 
     def reset(self, key: chex.PRNGKey) -> tuple[State, TimeStep[Observation]]:
         """Puts the UAVs into cells outside the risk region, which they may share."""
@@ -198,7 +200,7 @@ class UavIot(MultiAgentEnv[State]):
         ages = jnp.where(serves.any(axis=0), 1, jnp.minimum(state.ages + 1, MAX_AGE))
 
         if state.mission is None:
-            power = jnp.asarray(self._powers)[cells[:, 0], cells[:, 1], device]  # (U,) W
+            power = jnp.asarray(self.powers)[cells[:, 0], cells[:, 1], device]  # (U,) W
         else:
             power = jnp.where(serves, self._power(cells[:, None], mission.devices), 0.0).sum(axis=1)
         in_region = jnp.asarray(mission.risky)[cells[:, 0], cells[:, 1]]
@@ -209,6 +211,7 @@ class UavIot(MultiAgentEnv[State]):
         state = state._replace(step=state.step + 1, cells=cells, ages=ages)
         metrics = {
             "return": -cost / cells.shape[0] - age,
+            "training_return": -cost - age,
             "age": age,
             "power": power.sum(),
             "risk": in_region.sum(dtype=jnp.float32),
@@ -289,10 +292,11 @@ class UavIot(MultiAgentEnv[State]):
 
 def _checked(name: str, cells: Sequence[tuple[int, int]], side: int) -> np.ndarray:
     """(C, 2) int32, or a `ValueError` if these are no cells of the grid."""
-    array = np.asarray(cells)
-    if array.size == 0:
+    if np.iterable(cells) and len(cells) == 0:
         return np.zeros((0, 2), np.int32)
-    if array.ndim != 2 or array.shape[1] != 2 or not np.issubdtype(array.dtype, np.integer):
+    pairs = np.iterable(cells) and all(np.shape(cell) == (2,) for cell in cells)
+    array = np.asarray(cells if pairs else None)
+    if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must be a list of cells (x, y), two integers each.")
     outside = array[((array < 0) | (array >= side)).any(axis=1)]
     if len(outside):

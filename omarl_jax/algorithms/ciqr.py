@@ -11,9 +11,11 @@ and acts greedily by the mean of its atoms: by the mean of the return for ξ = 1
 `greedy_risk` ζ it acts by the lowest share ζ of its atoms instead, an estimate of the CVaR at level ζ ξ of what the
 policy that is greedy by all atoms would get.
 
-The gradient of L_TD is bounded, so values move by no more than about `lr` a step, and κ blurs quantiles that lie closer
-together than itself: with returns of hundreds, `reward_scale` 0.01 speeds learning up; with returns near 1, choose a
-smaller `huber`.
+Within κ of its target the Huber loss is a square, which draws quantiles that lie closer together than κ to their mean:
+they are right where returns spread over a hundred κ or more. Where they do not, raise `reward_scale`, which multiplies
+the rewards and thereby that spread, or lower `huber` to the same effect. Returns of thousands are learned sooner with a
+`reward_scale` below 1, as long as it leaves that spread. Other than that of the squared error, the gradient of L_TD is
+bounded as that of the penalty is, so neither changes what α weighs.
 
 The whole family is here; the other files only choose:
 
@@ -29,6 +31,8 @@ Known errors of the published code, each an option: `published_axis` gives the f
 atoms, so that all atoms of an action learn the same number; `published_adam` starts Adam afresh in every round, which
 leaves the sign of the gradient; `published_penalty` subtracts the number of the action where its value belongs;
 `published_reward` counts the reward N (`ccqr`) or N/2 (`ccql`) times; `published_targets` starts the targets elsewhere.
+Different without an option: there the networks of all agents start alike, here each starts elsewhere; there an epoch is
+a shuffle of the data, whose last batch is short, here every batch is drawn with replacement.
 """
 
 from collections.abc import Callable
@@ -136,13 +140,17 @@ def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
         share = getattr(config, option)
         require(0 < share <= 1, f"{option} must lie in (0, 1], not {share}.")
         require(config.quantiles > 0 or share == 1, f"{name} learns no quantiles here, so {option} must be 1.")
-    require(config.quantiles > 0 or not config.published_axis, f"{name} learns no quantiles: no published_axis.")
     require_positive(config, "huber", "reward_scale", "epsilon_rounds")
     require_not_negative(config, "cql_alpha", "quantiles", "first_epsilon", "last_epsilon")
-    require(
-        config.centralised or not config.published_reward,
-        f"{name} counts the reward once in the published code too: published_reward needs centralised.",
-    )
+    for option, has, who in (
+        ("published_axis", config.quantiles > 0, "methods with quantiles"),
+        ("published_adam", config.centralised, "centralised methods"),
+        ("published_reward", config.centralised, "centralised methods"),
+        ("published_targets", config.quantiles == 0, "methods without quantiles"),
+        ("published_penalty", config.centralised and config.quantiles == 0, "centralised methods without quantiles"),
+    ):
+        told = f"{name} has no {option}: in the published code only {who} do that."
+        require(has or not getattr(config, option), told)
     most = max(config.first_epsilon, config.last_epsilon)
     require(most <= 1, f"Not more than all actions can be random: epsilon must lie in [0, 1], not {most}.")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from omarl_envs.spec import TaskSpec
+from omarl_envs.uav import MAX_AGE, MOVES
 
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.recipes import make_env
@@ -38,8 +39,16 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     cuts = np.cumsum([spec.state_dim, spec.n_agents, 1, spec.state_dim])
     state, actions, reward, next_state, over = np.split(table, cuts, axis=1)
     over = over[:, 0] != 0
-    if (actions != np.round(actions)).any() or (actions < 0).any() or (actions >= spec.action_dim).any():
-        raise UserError(f"{path} has actions that are no whole numbers from 0 to {spec.action_dim - 1}.")
+    cells, ages = (np.concatenate([state, next_state], axis=1)[:, of] for of in _parts(spec))
+    age = next_state[:, 2 * spec.n_agents :].mean(axis=1)
+    for what, values, least, most in (
+        ("actions", actions, 0, spec.action_dim - 1),
+        ("cells", cells, 0, env.side - 1),
+        ("ages", ages, 1, MAX_AGE),
+    ):
+        wrong = ((values != np.round(values)) | (values < least) | (values > most)).any(axis=1)
+        _refuse(path, wrong, f"{what} that are no whole numbers from {least} to {most}")
+    _refuse(path, reward[:, 0] > 1e-3 - age, "a reward above what the ages alone cost")
 
     last = over | np.append((next_state[:-1] != state[1:]).any(axis=1), True)
     ends = np.flatnonzero(last)
@@ -60,10 +69,15 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
         state=state.astype(np.float32),
         last_state=next_state[ends].astype(np.float32),
     )
-    # The file does not say what policies are judged by, but reward and ages do.
-    age = next_state[:, 2 * spec.n_agents :].mean(axis=1)
-    metrics = {"age": age, "return": (reward[:, 0] + age) / spec.n_agents - age}
+    # The file does not say what policies are judged by, but what it says is enough.
+    x, y = next_state[:, : 2 * spec.n_agents].reshape(-1, spec.n_agents, 2).astype(int).transpose(2, 0, 1)
+    power, risk = env.powers[x, y, actions.astype(int) // len(MOVES)], env.mission.risky[x, y]  # (V, N)
+    metrics = {"return": (reward[:, 0] + age) / spec.n_agents - age, "training_return": reward[:, 0], "age": age}
+    metrics |= {"power": power.sum(axis=1), "risk": risk.sum(axis=1)}
+    for u in range(spec.n_agents):
+        metrics |= {f"power_{u}": power[:, u], f"risk_{u}": risk[:, u]}
     metrics = {name: float(values.sum() / len(ends)) for name, values in metrics.items()}
+    metrics["length"] = len(table) / len(ends)
     metadata = {"recipe": path.name, "behaviour": "unknown", "options": options}
     metadata |= {"metrics": metrics, "mean_return": metrics["return"]}
     dataset = Dataset(spec, rows, metadata)
@@ -89,6 +103,18 @@ def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
         file.write("\n".join([*lines, ""]).encode())
 
 
+def _parts(spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Which columns of a state and the next one, side by side, are cells, and which are ages."""
+    is_cell = np.tile(np.arange(spec.state_dim) < 2 * spec.n_agents, 2)
+    return is_cell, ~is_cell
+
+
+def _refuse(path: pathlib.Path, wrong: np.ndarray, what: str) -> None:
+    """Raises for the first line that is wrong, if any is."""
+    if wrong.any():
+        raise UserError(f"{path} has in line {int(wrong.argmax()) + 2} {what}: it is no log of this task.")
+
+
 def _check_form(spec: TaskSpec, options: dict[str, Any]) -> None:
     if spec.name != "uav/iot" or options.get("observation_scale", "raw") != "raw":
         raise UserError(
@@ -112,13 +138,19 @@ def _numbers(path: pathlib.Path, width: int) -> np.ndarray:
             if len(header) > width + 1:
                 raise UserError(f"{path} has {len(header) - 1} columns, but logs of this task have {width}.")
             chosen = [header.index(str(i)) for i in range(width)]
-            table = np.array([[float(line[i]) for i in chosen] for line in reader])
+            lines = []
+            for line in reader:
+                if len(line) != len(header):
+                    told = f"{len(line)} fields, not {len(header)}"
+                    raise UserError(f"{path} is damaged: line {reader.line_num} has {told}.")
+                lines.append([float(line[i]) for i in chosen])
+            table = np.array(lines)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, IndexError, csv.Error) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: line {reader.line_num}, {error}.") from error
     if len(table) == 0:
         raise UserError(f"{path} holds no transitions.")
     return table

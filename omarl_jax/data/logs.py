@@ -8,8 +8,9 @@ random actions falls from 1 to 0.01 during the first 10,000. A dataset is a part
     late     the last steps
     mixed    episodes spread evenly over the whole run
 
-What differs from the published code: its agents never took the same random action in warm-up, and left out the
-learning round at the end of an episode; the end of an episode is a truncation here, unless the task says otherwise.
+What differs from the published code: its agents never took the same random action in warm-up, left out the learning
+round at the end of an episode, and began with targets other than their networks; the end of an episode is a truncation
+here, unless the task says otherwise.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ DEFAULT_SIZE = 4_800  # 16 % of the steps, the published default
 
 _METHOD = "ciql"
 _OVERRIDES = {"cql_alpha": 0.0, "batch_size": 32}  # which makes it MA-DQN
-_SETTINGS = online.OnlineSettings(n_envs=1, capacity=STEPS, warmup=500)
+_WARMUP = 500
+_SETTINGS = online.OnlineSettings(n_envs=1, capacity=_WARMUP + STEPS, warmup=_WARMUP)  # published: 100,000, never full
 
 
 class Log(NamedTuple):
@@ -78,10 +80,8 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
             state, metrics = online.step(learner, env, _SETTINGS, state, number, train_key)
             return state, {name: metrics[name] for name in env.metric_names}
 
-        state, metrics = jax.lax.scan(step, state, jnp.arange(_SETTINGS.warmup + STEPS))
-        # The ring has begun again where the warm-up ended.
-        order = (_SETTINGS.warmup + jnp.arange(STEPS)) % STEPS
-        return jax.tree.map(lambda ring: ring[order], state.buffer), {k: v[-STEPS:] for k, v in metrics.items()}
+        state, metrics = jax.lax.scan(step, state, jnp.arange(_WARMUP + STEPS))
+        return jax.tree.map(lambda x: x[_WARMUP:], (state.buffer, metrics))
 
     layout = Layout.default(len(seeds))
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))

@@ -29,7 +29,7 @@ A, B, C, D = ([x, 0, 9, 9, 1, x + 1] for x in (0, 2, 4, 6))
 @pytest.fixture
 def log(tmp_path):
     """Two steps that end an episode, then one that hangs in the air."""
-    lines = [line(0, A, (1, 14), -10.5, B, 0), line(1, B, (0, 2), -7, C, 1), line(2, A, (4, 4), -1.5, D, 0)]
+    lines = [line(0, A, (1, 14), -10.5, B, 0), line(1, B, (0, 2), -7, C, 1), line(2, A, (4, 4), -4.5, D, 0)]
     path = tmp_path / "log.csv"
     path.write_text("\n".join([HEADER, *lines]))
     return path
@@ -44,12 +44,14 @@ def test_a_log_is_read_as_it_says(log):
     np.testing.assert_array_equal(rows.state, [A, B, C, A, D])
     np.testing.assert_array_equal(rows.obs, np.stack([rows.state, rows.state], axis=1))
     np.testing.assert_array_equal(rows.actions, [(1, 14), (0, 2), (0, 0), (4, 4), (0, 0)])
-    np.testing.assert_array_equal(rows.rewards[:, 0], [-10.5, -7, 0, -1.5, 0])
+    np.testing.assert_array_equal(rows.rewards[:, 0], [-10.5, -7, 0, -4.5, 0])
     np.testing.assert_array_equal(rows.truncated, [False, True, False, True, False])
     assert not rows.terminal.any()
     # Ages after the steps are 1 and 3, 1 and 5, 1 and 7: means 2, 3 and 4. Power and punishment are what is left.
-    returns = [(-10.5 + 2) / 2 - 2, (-7 + 3) / 2 - 3, (-1.5 + 4) / 2 - 4]
-    assert data.metadata["metrics"] == pytest.approx({"age": 9 / 2, "return": sum(returns) / 2})
+    returns = [(-10.5 + 2) / 2 - 2, (-7 + 3) / 2 - 3, (-4.5 + 4) / 2 - 4]
+    told = data.metadata["metrics"]
+    expected = {"age": 9 / 2, "return": sum(returns) / 2, "training_return": -22 / 2, "length": 1.5}
+    assert {name: told[name] for name in expected} == pytest.approx(expected)
 
 
 def test_the_end_is_terminal_where_the_task_says_so(log):
@@ -65,7 +67,7 @@ def test_what_was_written_is_read_again(env, tmp_path):
     for name, array in again.rows._asdict().items():
         if name != "action_mask":
             np.testing.assert_array_equal(array, getattr(rows, name), err_msg=name)
-    for name in ("return", "age"):
+    for name in env.metric_names:
         assert again.metadata["metrics"][name] == pytest.approx(totals[name].mean(), rel=1e-5)
 
 
@@ -74,12 +76,19 @@ def test_what_was_written_is_read_again(env, tmp_path):
     [
         (lambda text: text.replace(",15\n", "\n").replace(",14", ""), r"^\S+ lacks the columns 14, 15; logs"),
         (lambda text: text.replace(",15\n", ",15,16\n"), "has 17 columns"),
-        (lambda text: text.replace("-10.5", "oops"), "is damaged"),
+        (lambda text: text.replace("-10.5", "oops"), "is damaged: line 2, .*oops"),
         (lambda text: text.replace("-10.5", "nan"), "must be finite"),
-        (lambda text: text[: len(HEADER) + 30], "is damaged"),
+        (lambda text: text[: len(HEADER) + 30], "is damaged: line 2 has"),
         (lambda text: text[: len(HEADER) + 1], "no transitions"),
         (lambda text: text.replace(",1,14,", ",1,15,"), "from 0 to 14"),
-        (lambda text: text.replace(",1,14,", ",1,1.5,"), "whole numbers"),
+        (lambda text: text.replace(",1,14,", ",1,1.5,"), "line 2 actions that are no whole numbers"),
+        (
+            lambda text: text.replace("\n1,2,0,9,9", "\n1,2,0,9,10"),
+            "line 3 cells that are no whole numbers from 0 to 9",
+        ),
+        (lambda text: text.replace("\n1,2,0,9,9", "\n1,0.2,0,9,9"), "line 3 cells"),
+        (lambda text: text.replace(",1,7,0", ",1,700,0"), "line 4 ages that are no whole numbers from 1 to 100"),
+        (lambda text: text.replace("-7", "5"), "line 3 a reward above what the ages alone cost"),
     ],
 )
 def test_a_wrong_file_is_refused(log, change, told):

@@ -174,9 +174,13 @@ def test_random_missions_differ_and_are_kept() -> None:
         ({"devices": [(1, 1), (1, 1)]}, "each in a cell of its own"),
         ({"devices": []}, "needs devices"),
         ({"devices": [(0.5, 1.0)]}, "two integers each"),
+        ({"devices": [(3, 1), (2,)]}, "two integers each"),
+        ({"devices": [3, 1]}, "two integers each"),
+        ({"risk_penalty": float("inf")}, "must be finite"),
+        ({"noise": [1]}, r"published, physical, not \[1\]"),
         ({"risk_region": [(-1, 0)]}, "risk_region has a cell outside"),
         ({"risk_probability": 1.5}, r"must lie in \[0, 1\]"),
-        ({"risk_penalty": -1.0}, "risk_penalty must not be negative"),
+        ({"risk_penalty": -1.0}, "risk_penalty must be finite and not negative"),
         ({"noise": "loud"}, "published, physical"),
         ({"noise": 0.0}, "noise must be positive"),
         ({"observation_scale": "log"}, "'raw' or 'unit'"),
@@ -198,6 +202,8 @@ def test_each_uav_has_its_own_power_and_risk() -> None:
     assert metrics["power_0"] == pytest.approx(0.155 / 500, rel=1e-5)  # 500 is the weight
     assert (metrics["power_1"], metrics["risk_0"], metrics["risk_1"]) == (0.0, 0.0, 1.0)
     assert (metrics["power"], metrics["risk"]) == (metrics["power_0"], metrics["risk_1"])
+    assert metrics["training_return"] == float(timestep.reward[0])
+    assert metrics["return"] == pytest.approx((metrics["training_return"] + metrics["age"]) / 2 - metrics["age"])
 
 
 def test_bad_luck_is_as_frequent_as_it_should_be_and_independent() -> None:
