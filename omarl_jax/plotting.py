@@ -49,13 +49,13 @@ class Line(NamedTuple):
     """How one method does as a setting varies.
 
     Attributes:
-        values: of the setting.
+        values: of the setting, in order.
         finals: at each value (runs,) mean return or score of the last policies.
         tails: at each value their CVaR.
-        exposure: at each value the agents that are at risk in a step, or None where the task knows no risk.
+        exposure: at each value the share of steps that an agent is at risk, or None where the task knows no risk.
     """
 
-    values: Sequence[float]
+    values: Sequence[float] | Sequence[str]
     finals: Sequence[np.ndarray]
     tails: Sequence[float]
     exposure: Sequence[float] | None
@@ -124,7 +124,9 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
     risky = all(line.exposure is not None for line in lines.values())
     figure = Figure(figsize=(9 if risky else 6, 3.6), layout="constrained")
     left, *right = figure.subplots(1, 2 if risky else 1, squeeze=False)[0]
-    ticks = sorted({value for line in lines.values() for value in line.values})
+    ticks: list[Any] = list(dict.fromkeys(value for line in lines.values() for value in line.values))
+    if not isinstance(ticks[0], str):
+        ticks.sort()
     for number, (algorithm, line) in enumerate(lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         at = [ticks.index(value) for value in line.values]
@@ -138,12 +140,11 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
         for axes in right:
             assert line.exposure is not None
             axes.plot(line.exposure, means, color=colour, marker="o")
-            for value, x, y in zip(line.values, line.exposure, means, strict=True):
-                axes.annotate(
-                    f"{value:g}", (x, y), xytext=(4, 4), textcoords="offset points", size=_SMALL, color=colour
-                )
-            axes.set(xlabel="agents at risk in a step", ylabel=unit)
-    left.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+            for tick, x, y in zip(at, line.exposure, means, strict=True):
+                place = {"xytext": (4, 4), "textcoords": "offset points"}
+                axes.annotate(_brief(ticks[tick]), (x, y), size=_SMALL, color=colour, **place)
+            axes.set(xlabel="share of steps at risk", ylabel=unit)
+    left.set_xticks(range(len(ticks)), [_brief(tick) for tick in ticks])
     left.set(xlabel=setting, ylabel=f"{unit} (dashed: CVaR {xi:g})")
     figure.legend(loc="outside upper center", ncols=len(lines), frameon=False, fontsize=_SMALL)
     return figure
@@ -203,6 +204,10 @@ def quantiles(atoms: np.ndarray, fractions: np.ndarray, times: Sequence[str]) ->
     figure.supylabel("learned quantile of the return", size="medium")
     figure.legend(loc="outside upper center", ncols=len(times), frameon=False, fontsize=_SMALL)
     return figure
+
+
+def _brief(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _colour(methods: Sequence[str], method: str) -> str:

@@ -22,7 +22,7 @@ from rich.text import Text
 from omarl_jax import plotting, statistics
 from omarl_jax.errors import UserError
 from omarl_jax.files import replacing
-from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, data_mean, grouped, order, table
+from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, data_mean, exposure, grouped, order, table
 
 BASELINES = ("bc", "cql", "ciql", "ccql")
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
@@ -152,6 +152,9 @@ def _csv(rows: Sequence[Row]) -> str:
             "best_during_training": row.best,
             **{f"cvar_{xi:g}": value for xi, value in row.tails.items()},
             "saturation": row.saturation,
+            "rounds_to_data_mean": float(np.mean(row.convergence))
+            if row.runs and np.isfinite(row.convergence).all()
+            else None,
             "seeds": len(row.runs),
             "seeds_started": row.started,
             **{f"final_{name}": value for name, value in row.metrics.items()},
@@ -176,6 +179,8 @@ def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
         unit = "score" if all(row.normalised for row in of_task) else "return"
         label = f"{unit}, mean and 95 % interval"
         figures[_file_name("curves", task)] = plotting.learning_curves(panels, methods, label)
+        if lines := _over_datasets(of_task):
+            figures[_file_name("grid", "dataset", task)] = plotting.grid(lines, "dataset", unit, CVAR_LEVEL)
     for (task, dataset), cell in grouped(rows, lambda row: (row.task, row.dataset)).items():
         figures[_file_name("returns", task, dataset)] = plotting.returns_histogram(
             {row.method: np.concatenate([run.final_returns for run in row.runs]) for row in cell},
@@ -232,14 +237,23 @@ def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plotting.Line]]:
         if len(rows) < 3 or not all(isinstance(value, int | float) for value in values):
             continue
         ordered = sorted(rows, key=lambda row: row.differs[name])
-        exposure = [row.metrics["risk"] / row.metrics["length"] for row in ordered if "risk" in row.metrics]
-        grids.setdefault(name, {})[algorithm] = plotting.Line(
-            [row.differs[name] for row in ordered],
-            [row.finals for row in ordered],
-            [row.tails[CVAR_LEVEL] for row in ordered],
-            exposure or None,
-        )
+        grids.setdefault(name, {})[algorithm] = _line([row.differs[name] for row in ordered], ordered)
     return grids
+
+
+def _over_datasets(of_task: Sequence[Row]) -> dict[str, plotting.Line]:
+    """Method -> how it does on each dataset, for methods that ran with one config on three datasets or more."""
+    lines = {}
+    for method, rows in grouped(of_task, lambda row: row.method).items():
+        if len(rows) >= 3 and all(row.runs[0].config == rows[0].runs[0].config for row in rows):
+            lines[method] = _line([row.dataset for row in rows], rows)
+    return lines
+
+
+def _line(values: Sequence[Any], rows: Sequence[Row]) -> plotting.Line:
+    exposures = [exposure(row.metrics) for row in rows if "risk" in row.metrics]
+    tails = [row.tails[CVAR_LEVEL] for row in rows]
+    return plotting.Line(values, [row.finals for row in rows], tails, exposures or None)
 
 
 def _methods(rows: Iterable[Row]) -> list[str]:
@@ -328,6 +342,9 @@ def _page(
         if any(row.metrics.keys() - {"length"} for row in of_task):
             summary = "<summary>Task metrics of the last policies, means over steps, episodes and seeds</summary>"
             parts.append(f"<details>{summary}{_metrics_table(of_task)}</details>")
+        if any(np.isfinite(row.convergence).any() for row in of_task):
+            summary = "<summary>How soon: rounds until an evaluation is above the mean of the data</summary>"
+            parts.append(f"<details>{summary}{_convergence_table(of_task)}</details>")
         summary = "<summary>Lower tails: CVaR of the last policies at several levels</summary>"
         parts.append(f"<details>{summary}{_tails_table(of_task)}</details>")
         grids = [
@@ -335,6 +352,8 @@ def _page(
             for dataset, cell in grouped(of_task, lambda row: row.dataset).items()
             for name in _grids([row for row in cell if row.runs])
         ]
+        if (over_datasets := paths.get(_file_name("grid", "dataset", task))) is not None:
+            parts.append(_picture(over_datasets, f"Methods over the datasets of {task}"))
         for name, dataset in grids:
             parts.append(_picture(paths[_file_name("grid", name, task, dataset)], f"{name} on {task} {dataset}"))
         histograms = {row.dataset: paths.get(_file_name("returns", task, row.dataset)) for row in of_task}
@@ -398,20 +417,38 @@ def _sources(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> list[str]:
 
 
 def _metrics_table(rows: Sequence[Row]) -> str:
-    """Quantities a step, and how many episodes had any risk at all."""
+    """Quantities a step, shares of steps at risk, how many episodes had any risk at all; those of the data first."""
 
-    def cells(row: Row) -> dict[str, str]:
-        length = row.metrics.get("length", 1.0)
-        unit = "a step" if "length" in row.metrics else "an episode"
-        told = {f"{name} {unit}": f"{value / length:.3g}" for name, value in row.metrics.items() if name != "length"}
-        return told | {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.exposed.items()}
+    def cells(metrics: Mapping[str, float]) -> dict[str, str]:
+        unit = "a step" if "length" in metrics else "an episode"
+        told = {}
+        for name, value in metrics.items():
+            if name.startswith("risk"):
+                told[f"steps at {name}"] = f"{100 * exposure(metrics, name):.3g} %"
+            elif name != "length":
+                told[f"{name} {unit}"] = f"{value / metrics.get('length', 1.0):.3g}"
+        return told
 
-    told = [cells(row) for row in rows]
-    names = list(dict.fromkeys(itertools.chain.from_iterable(told)))
-    lines = [
-        {"dataset": row.dataset, "method": row.method} | {name: cell.get(name, _NOTHING) for name in names}
-        for row, cell in zip(rows, told, strict=True)
-    ]
+    lines = []
+    for dataset, cell in grouped(rows, lambda row: row.dataset).items():
+        if "length" in cell[0].data_metrics and all(row.data_metrics == cell[0].data_metrics for row in cell):
+            lines.append({"dataset": dataset, "method": "the data"} | cells(cell[0].data_metrics))
+        for row in cell:
+            exposed = {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.exposed.items()}
+            lines.append({"dataset": dataset, "method": row.method} | cells(row.metrics) | exposed)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(lines)))
+    return _html_table([{name: line.get(name, _NOTHING) for name in names} for line in lines], by="dataset")
+
+
+def _convergence_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        reached = row.convergence[np.isfinite(row.convergence)]
+        told = f"{reached.mean():.0f}" if len(reached) else _NOTHING
+        seeds = f"{len(reached)} of {len(row.convergence)}"
+        lines.append(
+            {"dataset": row.dataset, "method": row.method, "rounds, mean of those that do": told, "seeds": seeds}
+        )
     return _html_table(lines, by="dataset")
 
 

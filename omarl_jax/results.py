@@ -92,6 +92,8 @@ class Row:
         data_mean: mean of the data, or None where unknown.
         comparable: whether the data are those of the paper, or made the same way.
         metrics: task metrics of the last policies, averaged over episodes and runs; `length` is that of the episodes.
+        data_metrics: the same of the data, as far as it is known.
+        convergence: after how many rounds each run was first evaluated above the mean of the data, or infinity.
         exposed: share of the episodes in which a `risk…` metric of the task was not zero.
         saturation: that of the most saturated run, or None.
     """
@@ -113,6 +115,8 @@ class Row:
     data_mean: float | None
     comparable: bool
     metrics: dict[str, float]
+    data_metrics: dict[str, float]
+    convergence: np.ndarray
     exposed: dict[str, float]
     saturation: float | None
 
@@ -272,6 +276,12 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
         data_mean=data_mean(group, "mean_score" if normalised else "mean_return"),
         comparable=comparable,
         metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
+        data_metrics={
+            name: _mean([run.data["metrics"][name] for run in group])
+            for name in [*first.final_metrics, "length"]
+            if all(name in (run.data.get("metrics") or {}) for run in group)
+        },
+        convergence=np.array([_rounds_to_data(run) for run in runs]),
         exposed={
             name: _mean([(run.final_metrics[name] > 0).mean() for run in runs])
             for name in metrics
@@ -279,6 +289,12 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
         },
         saturation=max(saturations, default=None),
     )
+
+
+def _rounds_to_data(run: FinishedRun) -> float:
+    mean = run.data.get("mean_return")
+    above = [] if mean is None else run.evaluations[run.returns.mean(axis=1) > mean]
+    return float(min(above, default=np.inf))
 
 
 def _as_published(run: FinishedRun) -> bool:
@@ -302,6 +318,12 @@ def _iqm_interval(finals: np.ndarray) -> statistics.Interval:
     if finals.size == 0:
         return statistics.Interval(np.array(np.nan), np.array(np.nan))
     return statistics.bootstrap_interval(statistics.iqm, {"": finals})
+
+
+def exposure(metrics: Mapping[str, float], name: str = "risk") -> float:
+    """The share of steps that an agent (`risk_0`), or an agent on average (`risk`), is at risk."""
+    agents = 1 if name != "risk" else max(sum(other.startswith("risk_") for other in metrics), 1)
+    return metrics[name] / metrics.get("length", 1.0) / agents
 
 
 def order(row: Row) -> tuple[Any, ...]:

@@ -281,7 +281,7 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
         assert paths[name].read_bytes().startswith(b"\x89PNG")
 
     lines = [re.findall(r"<td>(.*?)</td>", line) for line in page.splitlines() if line.startswith("<tr")]
-    improvements = {(cells[0], cells[1]): cells[2:] for cells in lines if len(cells) == 4}
+    improvements = {(cells[0], cells[1]): cells[2:] for cells in lines if len(cells) == 4 and "[" in cells[2]}
     assert improvements.keys() == {("cql", "bc"), ("omar", "bc"), ("bc", "cql"), ("omar", "cql")}
     assert improvements["omar", "bc"] == ["1.00 [1.00, 1.00]", "1"]
     assert improvements["cql", "bc"][0].startswith("0.89 [")  # 8 of 9 pairs
@@ -319,7 +319,7 @@ def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path
     paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")
     assert paths["grid-risk-particle-spread-medium"].read_bytes().startswith(b"\x89PNG")
     page = paths["report"].read_text()
-    assert "<td>0.125</td>" in page  # agents at risk in a step
+    assert "<td>12.5 %</td>" in page  # of the steps
     assert "<td>50 %</td>" in page
     line = plotting.Line([0.1, 1.0], [np.array([1.0, 3.0]), np.array([4.0, 6.0])], [0.0, 2.0], [0.2, 0.4])
     figure = plotting.grid({"omar": line}, "risk", "score", 0.1)
@@ -328,6 +328,37 @@ def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path
     np.testing.assert_allclose(np.asarray(left.lines[1].get_xydata()), [[0, 0], [1, 2]])
     np.testing.assert_allclose(np.asarray(right.lines[0].get_xydata()), [[0.2, 2], [0.4, 5]])
     assert [label.get_text() for label in left.get_xticklabels()] == ["0.1", "1"]
+
+
+def test_what_the_data_did_stands_beside_what_policies_do(tmp_path: Path) -> None:
+    metrics = {"risk": [8.0, 8.0], "risk_0": [2.0, 2.0], "risk_1": [6.0, 6.0], "length": [20.0, 20.0]}
+    data = {"metrics": {"return": 160.0, "risk": 1.0, "risk_0": 1.0, "risk_1": 0.0, "length": 10.0}}
+    write_run(tmp_path / "runs" / "0", np.array([150.0, 170.0]), metrics=metrics, data=data)
+    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].read_text()
+    assert re.search(r"the data</td>.*<td>5 %</td><td>10 %</td><td>0 %</td>", page)
+    assert re.search(r"omar</td>.*<td>20 %</td><td>10 %</td><td>30 %</td>", page)
+
+
+def test_how_soon_runs_are_above_their_data(tmp_path: Path) -> None:
+    returns = {0: [(150, 150), (150, 172), (100, 100)], 1: [(0, 0), (0, 0), (165, 165)], 2: [(160, 160)] * 3}
+    for seed, values in returns.items():
+        write_run(tmp_path / "runs" / f"{seed}", TEN, returns=values, seed=seed)
+    row = only_row(tmp_path / "runs")
+    assert row.convergence.tolist() == [9, 18, np.inf]  # the data have 160
+    page = write_report([*row.runs], tmp_path / "out")["report"].read_text()
+    assert "<td>14</td><td>2 of 3</td>" in page
+
+
+def test_one_config_on_several_datasets_gets_a_picture_of_them(tmp_path: Path) -> None:
+    for dataset in ("late", "early", "middle"):
+        write_run(tmp_path / "runs" / dataset, TEN, dataset=dataset, algorithm="ciqr", task="uav/iot")
+        write_run(tmp_path / "runs" / f"bc-{dataset}", TEN, dataset=dataset, algorithm="bc", config={"lr": dataset})
+    runs = load_runs(tmp_path / "runs")
+    assert report._over_datasets(table(runs))["ciqr"].values == ["early", "middle", "late"]
+    assert list(report._over_datasets(table(runs))) == ["ciqr"]
+    paths = write_report(runs, tmp_path / "out")
+    assert "grid-dataset-uav-iot" in paths
+    assert "grid-dataset-particle-spread" not in paths
 
 
 def test_options_of_the_task_and_the_size_of_the_data_tell_rows_apart(tmp_path: Path) -> None:

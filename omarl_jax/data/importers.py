@@ -32,7 +32,7 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     Raises:
         UserError: if the file cannot be read, or is not of this layout and task.
     """
-    env = make_env("uav/iot", **options)
+    env: Any = make_env("uav/iot", **options)
     path, spec = pathlib.Path(path), env.task_spec
     _check_form(spec, options)
     table = _numbers(path, _width(spec))

@@ -187,8 +187,8 @@ def _read_description(folder: Path) -> tuple[TaskSpec, dict[str, Any], dict[str,
         metadata, content = dict(description["metadata"]), str(description["content_hash"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: an entry is missing or malformed ({error}).") from error
-    if wrong := _malformed(spec, metadata):
-        raise UserError(f"{path} is damaged: it has no sensible {', '.join(wrong)}.")
+    if senseless := _malformed(spec, metadata):
+        raise UserError(f"{path} is damaged: it has no sensible {', '.join(senseless)}.")
     references = [metadata.get(name) for name in ("random", "expert")]
     if references != [None, None] and (None in references or references[0] == references[1]):
         raise UserError(f"{path} is damaged: random and expert must be two different numbers, or both be null.")

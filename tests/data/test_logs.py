@@ -24,7 +24,8 @@ def short():
     """A run of ten episodes that learns in tiny steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logs, "STEPS", STEPS)
-        patch.setattr(logs, "_SETTINGS", logs._SETTINGS._replace(capacity=STEPS, warmup=200))
+        patch.setattr(logs, "_WARMUP", 200)
+        patch.setattr(logs, "_SETTINGS", logs._SETTINGS._replace(capacity=200 + STEPS, warmup=200))
         patch.setattr(logs, "_OVERRIDES", logs._OVERRIDES | {"hidden": (8,), "epsilon_rounds": 500.0})
         yield
 
@@ -93,7 +94,9 @@ def test_a_dataset_of_a_log_has_its_metadata():
     assert first.metadata["recipe"] == "middle"
     assert second.metadata["seed"] == 1
     metrics = first.metadata["metrics"]
-    assert set(metrics) == set(make("uav/iot").metric_names)
+    assert set(metrics) == {*make("uav/iot").metric_names, "length"}
+    assert metrics["length"] == 100
+    assert metrics["training_return"] == pytest.approx(float(first.episode_returns().mean()), rel=1e-5)
     assert first.metadata["mean_return"] == metrics["return"]
     training = float(first.episode_returns().mean())
     assert metrics["return"] == pytest.approx((training + metrics["age"]) / 2 - metrics["age"], rel=1e-4)
