@@ -7,6 +7,7 @@ Everything that needs JAX is imported by the verb that needs it, so that `--help
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import pathlib
@@ -121,6 +122,7 @@ def evaluate(
     gif: pathlib.Path | None = None,
     map: pathlib.Path | None = None,
     quantiles: pathlib.Path | None = None,
+    at: tuple[int, ...] = (),
     option: tuple[str, ...] = (),
 ) -> None:
     """Plays episodes with a trained policy and prints their returns.
@@ -133,6 +135,7 @@ def evaluate(
         gif: also write one episode as a GIF.
         map: also write the paths of one episode on a map, as a PNG (uav tasks).
         quantiles: also draw the quantiles of the chosen actions' values in one episode, as a PNG (ciqr and ccqr).
+        at: steps of that episode to draw them at; by default four, evenly spread.
         option: constructor arguments of the task, as name=value.
     """
     import jax
@@ -159,16 +162,17 @@ def evaluate(
     keys = jax.random.split(jax.random.key(seed), len(parts))
     played = [play(key, n) for key, n in zip(keys, parts, strict=True)]
     rows = {name: np.concatenate([part[name] for part in played]) for name in ("return", *env.metric_names, "length")}
-    table = Table("", "mean", "sd", "min", "max", f"CVaR {risk:g}", "not 0 in", box=None, header_style="bold")
+    table = Table("", "mean", "sd", "min", "max", f"CVaR {risk:g}", "episodes not 0", box=None, header_style="bold")
     if env.reference is not None:
         rows = {"score": env.reference.normalise(rows["return"])} | rows
     for name, values in rows.items():
         numbers = [values.mean(), values.std(), values.min(), values.max()]
         tail = f"{statistics.cvar(values, risk):.2f}" if name in ("score", "return") else ""
-        exposed = f"{(values != 0).mean():.1%} of episodes" if name.startswith("risk") else ""
+        exposed = f"{(values != 0).mean():.1%}" if name.startswith("risk") else ""
         table.add_row(name, *(f"{number:.2f}" for number in numbers), tail, exposed)
     _console.print(table)
-    drawings = ((pictures.write_gif, gif), (pictures.write_map, map), (pictures.write_quantiles, quantiles))
+    at_steps = functools.partial(pictures.write_quantiles, at=at)
+    drawings = ((pictures.write_gif, gif), (pictures.write_map, map), (at_steps, quantiles))
     for draw, path in drawings:
         if path is not None:
             draw(env, saved, path, seed)
@@ -188,19 +192,21 @@ def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = N
     return _sweep(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
 
 
-def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None) -> None:
+def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, pictures: bool = False) -> None:
     """Makes tables, curves and an HTML page of finished runs.
 
     Args:
         runs: a folder with runs in it, at any depth.
         out: folder to write to; by default RUNS/report.
+        pictures: also play an episode with the first run of each method, to draw its paths on a map and the quantiles
+            it has learned, where the task has a map and the method quantiles.
     """
     from omarl_jax import report, results
 
     finished = results.load_runs(runs)
     if not finished:
         raise UserError(f"There are no finished runs in '{runs}'.")
-    paths = report.write_report(finished, out or runs / "report", results.unfinished(runs))
+    paths = report.write_report(finished, out or runs / "report", results.unfinished(runs), pictures)
     report.print_table(results.table(finished), _console)
     for name, path in paths.items():
         _console.print(f"{name}: {path}", highlight=False, soft_wrap=True)

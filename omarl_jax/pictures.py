@@ -1,6 +1,7 @@
 """Pictures of a trained team: an episode as a film, its paths on a map, and the quantiles it has learned."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,25 +38,48 @@ def write_map(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: i
         save_png(picture, file)
 
 
-def write_quantiles(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
-    """Plays one episode greedily and draws the quantiles of its actions' values at four times, as a PNG.
+def write_quantiles(
+    env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int, at: Sequence[int] = ()
+) -> None:
+    """Plays one episode greedily and draws the quantiles of its actions' values, as a PNG.
+
+    Where values were decomposed, those of single agents mean nothing, and their sum is drawn.
+
+    Args:
+        env: the task.
+        team: what plays.
+        path: file to write.
+        seed: of the episode.
+        at: steps of the episode whose states are looked at; by default four, evenly spread.
 
     Raises:
-        UserError: if the method learns no quantiles.
+        UserError: if the method learns no quantiles, or the episode has no such step.
     """
-    if not isinstance(team.config, ciqr.Config) or not team.config.quantiles:
+    if not has_quantiles(team):
         raise UserError(f"'{team.algorithm}' learns no quantiles.")
     steps = _episode(env, team, seed)
-    times = np.linspace(0, int(steps.valid.sum()) - 1, 4).round().astype(int)
+    length = int(steps.valid.sum())
+    if not all(0 <= step < length for step in at):
+        raise UserError(f"The episode has the steps 0 to {length - 1}, not {', '.join(map(str, at))}.")
+    times = np.array(at) if len(at) else np.linspace(0, length - 1, 4).round().astype(int)
     atoms = jax.vmap(ciqr.action_atoms(team.config, env.task_spec), (None, 0))(team.params, steps.obs[times])
-    chosen = jnp.take_along_axis(atoms, steps.actions[times][..., None, None], axis=-1)[..., 0]  # (4, N, Q)
+    chosen = jnp.take_along_axis(atoms, steps.actions[times][..., None, None], axis=-1)[..., 0]  # (times, N, Q)
+    whose = [f"agent {n}" for n in range(env.num_agents)]
+    if team.config.centralised:
+        chosen, whose = chosen.sum(axis=1, keepdims=True), ["team"]
     figure = plotting.quantiles(
         np.asarray(chosen / team.config.reward_scale),
         np.asarray(ciqr.fractions(team.config)),
         [f"step {t}" for t in times],
+        whose,
     )
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)
+
+
+def has_quantiles(team: SavedPolicy) -> bool:
+    """Whether a policy knows quantiles of what its actions return."""
+    return isinstance(team.config, ciqr.Config) and team.config.quantiles > 0
 
 
 def _episode(env: MultiAgentEnv, team: SavedPolicy, seed: int) -> Steps:

@@ -186,20 +186,21 @@ def returns_histogram(
     return figure
 
 
-def quantiles(atoms: np.ndarray, fractions: np.ndarray, times: Sequence[str]) -> Figure:
-    """Quantile functions of the returns that a team expects of its actions, one panel per agent.
+def quantiles(atoms: np.ndarray, fractions: np.ndarray, times: Sequence[str], whose: Sequence[str]) -> Figure:
+    """Quantile functions of the returns that are expected of actions, a panel for each agent or for the team.
 
     Args:
-        atoms: (times, N, Q) in units of returns.
+        atoms: (times, panels, Q) in units of returns.
         fractions: (Q,) of the distribution.
         times: names of the moments.
+        whose: titles of the panels.
     """
     n = atoms.shape[1]
     figure = Figure(figsize=(3.6 * n + 0.6, 3.4), layout="constrained")
     for i, axes in enumerate(figure.subplots(1, n, sharey=True, squeeze=False)[0]):
         for number, time in enumerate(times):
             axes.plot(fractions, atoms[number, i], marker="o", label=time if i == 0 else None)
-        axes.set_title(f"agent {i}", loc="left")
+        axes.set_title(whose[i], loc="left")
         axes.set_xlabel("fraction")
     figure.supylabel("learned quantile of the return", size="medium")
     figure.legend(loc="outside upper center", ncols=len(times), frameon=False, fontsize=_SMALL)

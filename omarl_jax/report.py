@@ -48,13 +48,16 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         console.print(note)
 
 
-def write_report(runs: Sequence[FinishedRun], out_dir: Path, still_running: Sequence[Path] = ()) -> dict[str, Path]:
+def write_report(
+    runs: Sequence[FinishedRun], out_dir: Path, still_running: Sequence[Path] = (), pictures: bool = False
+) -> dict[str, Path]:
     """Writes tables, pictures and one page that holds them all.
 
     Args:
         runs: finished runs.
         out_dir: the folder to write to; made if it is not there.
         still_running: folders of runs that are not finished, to be listed.
+        pictures: whether to play an episode with the first run of each method, for pictures of paths and quantiles.
 
     Returns:
         name -> file: `report`, `table.md`, `table.csv`, and one per picture.
@@ -67,6 +70,8 @@ def write_report(runs: Sequence[FinishedRun], out_dir: Path, still_running: Sequ
     for name, figure in figures.items():
         with replacing(paths[name]) as file:
             figure.savefig(file, format="png", dpi=150)
+    if pictures:
+        paths |= _played(rows, out_dir)
     paths |= {"table.md": out_dir / "table.md", "table.csv": out_dir / "table.csv", "report": out_dir / "report.html"}
     texts = {"table.md": _markdown(runs, rows), "table.csv": _csv(rows)}
     texts["report"] = _page(runs, rows, paths, still_running)
@@ -195,6 +200,28 @@ def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
     if profiles := _shared_scores(rows):
         figures["profiles"] = plotting.performance_profiles(profiles, methods)
     return figures
+
+
+def _played(rows: Sequence[Row], out_dir: Path) -> dict[str, Path]:
+    """Draws the paths and quantiles of the first run of each row, where there is a policy, a map, and quantiles."""
+    from omarl_jax import pictures  # only here: the rest of a report needs no networks
+    from omarl_jax.data.recipes import make_env
+    from omarl_jax.export import load_policy
+
+    paths = {}
+    for row in rows:
+        if not row.runs or not (row.runs[0].folder / "policy.npz").exists():
+            continue
+        env, team = make_env(row.task, **row.runs[0].options), load_policy(row.runs[0].folder / "policy.npz")
+        for kind, can, draw in (
+            ("map", hasattr(env, "render_path"), pictures.write_map),
+            ("quantiles", pictures.has_quantiles(team), pictures.write_quantiles),
+        ):
+            if can:
+                name = _file_name(kind, row.task, row.dataset, row.method)
+                paths[name] = out_dir / f"{name}.png"
+                draw(env, team, paths[name], seed=0)
+    return paths
 
 
 def _panel(cell: Sequence[Row]) -> plotting.Panel:
@@ -356,6 +383,17 @@ def _page(
             parts.append(_picture(over_datasets, f"Methods over the datasets of {task}"))
         for name, dataset in grids:
             parts.append(_picture(paths[_file_name("grid", name, task, dataset)], f"{name} on {task} {dataset}"))
+        for kind, told in (("map", "Paths of an episode"), ("quantiles", "Quantiles learned")):
+            names = {
+                f"{row.method} on {row.dataset}": _file_name(kind, task, row.dataset, row.method) for row in of_task
+            }
+            drawn = [
+                f"<p>{html.escape(title)}</p>{_picture(paths[name], f'{told}: {title}')}"
+                for title, name in names.items()
+                if name in paths
+            ]
+            if drawn:
+                parts.append(f"<details><summary>{told}, first run of each method</summary>{''.join(drawn)}</details>")
         histograms = {row.dataset: paths.get(_file_name("returns", task, row.dataset)) for row in of_task}
         pictures = [_picture(path, f"Returns on {task} {dataset}") for dataset, path in histograms.items() if path]
         if pictures:

@@ -54,6 +54,7 @@ class Card:
         ordered: whether transitions form episodes; if not, each is an episode of its own.
         returns: of the episodes: the sum over time of the mean reward of the agents.
         mean_return: from the metadata: the mean return that policies are judged by, which some tasks count otherwise.
+        metrics: the task's quantities, means of their sums over episodes, from the metadata.
         reference: returns between which scores are normalised, or None where unknown.
         score: the normalised mean return; None without reference or order.
         agent_rewards: (N,) mean reward of a transition.
@@ -78,6 +79,7 @@ class Card:
     ordered: bool
     returns: Distribution
     mean_return: float | None
+    metrics: dict[str, float]
     reference: ScoreReference | None
     score: float | None
     agent_rewards: list[float]
@@ -135,6 +137,7 @@ class Card:
         else:
             actions = [[str(n), *(f"{100 * x:.1f} %" for x in shares)] for n, shares in enumerate(self.saturated)]
             heading, kind = f"Share of |a| > {SATURATED}", "dimension"
+        quantities = [[_text(name), f"{value:.4g}"] for name, value in self.metrics.items()]
         return "\n\n".join(
             [
                 f"# {spec.name}: {_text(self.recipe)}",
@@ -142,6 +145,7 @@ class Card:
                 "![returns, actions, episode lengths and rewards](card.png)",
                 "## Distributions",
                 _table(["", *columns], spread),
+                *(["## Quantities of the task", _table(["", "mean of an episode"], quantities)] if quantities else []),
                 "## Agents",
                 _table(["agent", "mean reward", "smallest observation", "largest observation"], agents),
                 f"## {heading}",
@@ -185,6 +189,7 @@ def card(dataset: Dataset) -> Card:
         ordered=ordered,
         returns=_distribution(returns, _BINS),
         mean_return=metadata.get("mean_return"),
+        metrics=metadata.get("metrics") or {},
         reference=reference,
         score=reference.normalise(float(returns.mean())) if reference and ordered else None,
         agent_rewards=rewards.mean(axis=0).tolist(),

@@ -231,3 +231,23 @@ def test_paths_are_drawn() -> None:
     picture = env.render_path(states)
     assert picture.shape == (480, 480, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+
+def test_a_map_has_everything_in_its_place() -> None:
+    env = make("uav/iot")
+    state, _ = env.reset(jax.random.key(0))
+    state = state._replace(cells=jnp.array([[0, 8], [2, 9]]))
+    picture = env.render_path([state, state]).astype(int)
+
+    def colour(cell: tuple[int, int], offset: float) -> np.ndarray:
+        x, y = np.asarray(cell) - 4.5 + offset  # the middle of the grid is that of the picture
+        column, row = (x + 5.8) / 11.6 * 480, (5.8 - y) / 11.6 * 480
+        return picture[int(row), int(column)]
+
+    for cell in itertools.product(range(10), repeat=2):
+        red, green, blue = colour(cell, -0.42)  # beside what stands in the middle
+        assert (red - green > 40) == bool(env.mission.risky[cell]), cell
+        red, green, blue = colour(cell, 0.25)
+        assert (green - blue > 40) == any((cell == device).all() for device in env.mission.devices), cell
+    assert (colour((0, 8), -0.1) != 255).any()
+    assert (colour((8, 0), -0.1) == 255).all()
