@@ -19,3 +19,11 @@ def test_omar_gets_above_its_data_and_above_cql():
         scores[algorithm] = np.mean(result.scores[-1])
     assert scores["omar"] > dataset.metadata["mean_score"] + 10
     assert scores["omar"] > scores["cql"]
+
+
+@pytest.mark.slow
+def test_the_team_behind_the_logs_learns():
+    """Uniformly random play returns -1483."""
+    early, late = (load_dataset("uav/iot", part).metadata["mean_return"] for part in ("early", "late"))
+    assert early > -1_600
+    assert late > max(-1_300, early + 100)

@@ -243,3 +243,19 @@ print("equal")
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         algorithms.find("bc").config().lr = 1.0
+
+
+@pytest.mark.parametrize("method", ["ciql", "ccql"])
+def test_discrete_methods_learn_a_game_from_random_play(method):
+    """Of climbing's actions the third pays best whatever the other does on average; both taking it pays 5."""
+    dataset = load_dataset("matrix/climbing", "random", size=2_000)
+    settings = {"lr": 0.01, "tau": 0.1, "hidden": (16,), "batch_size": 64, "cql_alpha": 0.0}
+    result = train(method, dataset, rounds=400, evaluations=1, episodes=4, **settings)
+    np.testing.assert_allclose(result.returns, 5.0)
+
+
+@pytest.mark.parametrize(("task", "options"), [("uav/iot", {"n_uavs": 3}), ("uav/iot-random", {})])
+def test_distributional_methods_run_on_every_form_of_the_uavs(task, options):
+    dataset = load_dataset(task, "random", size=200, **options)
+    result = train("ccqr", dataset, rounds=2, evaluations=1, episodes=2, hidden=(8,), batch_size=8, risk=0.5)
+    assert np.isfinite(result.returns).all()
