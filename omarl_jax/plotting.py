@@ -127,6 +127,7 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
     ticks: list[Any] = list(dict.fromkeys(value for line in lines.values() for value in line.values))
     if not isinstance(ticks[0], str):
         ticks.sort()
+    names = {tick: tick if isinstance(tick, str) else f"{tick:g}" for tick in ticks}
     for number, (algorithm, line) in enumerate(lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         at = [ticks.index(value) for value in line.values]
@@ -142,9 +143,9 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
             axes.plot(line.exposure, means, color=colour, marker="o")
             for tick, x, y in zip(at, line.exposure, means, strict=True):
                 place = {"xytext": (4, 4), "textcoords": "offset points"}
-                axes.annotate(_brief(ticks[tick]), (x, y), size=_SMALL, color=colour, **place)
+                axes.annotate(names[ticks[tick]], (x, y), size=_SMALL, color=colour, **place)
             axes.set(xlabel="share of steps at risk", ylabel=unit)
-    left.set_xticks(range(len(ticks)), [_brief(tick) for tick in ticks])
+    left.set_xticks(range(len(ticks)), list(names.values()))
     left.set(xlabel=setting, ylabel=f"{unit} (dashed: CVaR {xi:g})")
     figure.legend(loc="outside upper center", ncols=len(lines), frameon=False, fontsize=_SMALL)
     return figure
@@ -205,10 +206,6 @@ def quantiles(atoms: np.ndarray, fractions: np.ndarray, times: Sequence[str], wh
     figure.supylabel("learned quantile of the return", size="medium")
     figure.legend(loc="outside upper center", ncols=len(times), frameon=False, fontsize=_SMALL)
     return figure
-
-
-def _brief(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _colour(methods: Sequence[str], method: str) -> str:

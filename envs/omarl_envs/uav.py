@@ -132,7 +132,7 @@ class UavIot(MultiAgentEnv[State]):
         for name, value in (("risk_penalty", risk_penalty), ("power_weight", power_weight)):
             if not 0.0 <= value < np.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {value}.")
-        if not isinstance(noise, int | float) and not (isinstance(noise, str) and noise in NOISE):
+        if not isinstance(noise, int | float) and noise not in list(NOISE):
             raise ValueError(f"noise must be a number of watts or one of {', '.join(NOISE)}, not {noise!r}.")
         self.noise = NOISE[noise] if isinstance(noise, str) else float(noise)
         if not 0.0 < self.noise < np.inf:
@@ -292,12 +292,13 @@ class UavIot(MultiAgentEnv[State]):
 
 def _checked(name: str, cells: Sequence[tuple[int, int]], side: int) -> np.ndarray:
     """(C, 2) int32, or a `ValueError` if these are no cells of the grid."""
-    if np.iterable(cells) and len(cells) == 0:
+    listed = list(cells) if np.iterable(cells) else [cells]
+    if not listed:
         return np.zeros((0, 2), np.int32)
-    pairs = np.iterable(cells) and all(np.shape(cell) == (2,) for cell in cells)
-    array = np.asarray(cells if pairs else None)
-    if not np.issubdtype(array.dtype, np.integer):
+    pairs = all(np.shape(cell) == (2,) for cell in listed)
+    if not pairs or not np.issubdtype(np.asarray(listed).dtype, np.integer):
         raise ValueError(f"{name} must be a list of cells (x, y), two integers each.")
+    array = np.asarray(listed)
     outside = array[((array < 0) | (array >= side)).any(axis=1)]
     if len(outside):
         raise ValueError(f"{name} has a cell outside the grid of {side} x {side}: {tuple(map(int, outside[0]))}.")

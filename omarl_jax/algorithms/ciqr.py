@@ -14,8 +14,8 @@ policy that is greedy by all atoms would get.
 Within κ of its target the Huber loss is a square, which draws quantiles that lie closer together than κ to their mean:
 they are right where returns spread over a hundred κ or more. Where they do not, raise `reward_scale`, which multiplies
 the rewards and thereby that spread, or lower `huber` to the same effect. Returns of thousands are learned sooner with a
-`reward_scale` below 1, as long as it leaves that spread. Other than that of the squared error, the gradient of L_TD is
-bounded as that of the penalty is, so neither changes what α weighs.
+`reward_scale` below 1, as long as it leaves that spread. A `reward_scale` also changes what α weighs, since the penalty
+parts actions by a few units of the scaled values.
 
 The whole family is here; the other files only choose:
 

@@ -136,7 +136,7 @@ def gather(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[Wind
         windows.append(Window(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
         index.append(part + np.int32(first_row))
         first_row += dataset.rows.obs.shape[0]
-    return DeviceData(rows, np.concatenate(index)), windows
+    return DeviceData(rows, joined(index)), windows
 
 
 def joined(parts: Sequence[chex.Array]) -> np.ndarray:

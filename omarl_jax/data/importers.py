@@ -39,15 +39,17 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     cuts = np.cumsum([spec.state_dim, spec.n_agents, 1, spec.state_dim])
     state, actions, reward, next_state, over = np.split(table, cuts, axis=1)
     over = over[:, 0] != 0
-    cells, ages = (np.concatenate([state, next_state], axis=1)[:, of] for of in _parts(spec))
-    age = next_state[:, 2 * spec.n_agents :].mean(axis=1)
+    cells, ages = np.split(np.stack([state, next_state], axis=1), [2 * spec.n_agents], axis=2)  # (V, 2, …)
+    age = ages[:, 1].mean(axis=1)
     for what, values, least, most in (
         ("actions", actions, 0, spec.action_dim - 1),
         ("cells", cells, 0, env.side - 1),
         ("ages", ages, 1, MAX_AGE),
     ):
-        wrong = ((values != np.round(values)) | (values < least) | (values > most)).any(axis=1)
-        _refuse(path, wrong, f"{what} that are no whole numbers from {least} to {most}")
+        wrong = (values != np.round(values)) | (values < least) | (values > most)
+        _refuse(
+            path, wrong.reshape(len(table), -1).any(axis=1), f"{what} that are no whole numbers from {least} to {most}"
+        )
     _refuse(path, reward[:, 0] > 1e-3 - age, "a reward above what the ages alone cost")
 
     last = over | np.append((next_state[:-1] != state[1:]).any(axis=1), True)
@@ -70,7 +72,7 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
         last_state=next_state[ends].astype(np.float32),
     )
     # The file does not say what policies are judged by, but what it says is enough.
-    x, y = next_state[:, : 2 * spec.n_agents].reshape(-1, spec.n_agents, 2).astype(int).transpose(2, 0, 1)
+    x, y = cells[:, 1].reshape(-1, spec.n_agents, 2).astype(int).transpose(2, 0, 1)
     power, risk = env.powers[x, y, actions.astype(int) // len(MOVES)], env.mission.risky[x, y]  # (V, N)
     metrics = {"return": (reward[:, 0] + age) / spec.n_agents - age, "training_return": reward[:, 0], "age": age}
     metrics |= {"power": power.sum(axis=1), "risk": risk.sum(axis=1)}
@@ -101,12 +103,6 @@ def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
         lines = [",".join(["", *map(str, range(_width(spec)))])]
         lines += [f"{i},{','.join(map(repr, line))}" for i, line in enumerate(table.tolist())]
         file.write("\n".join([*lines, ""]).encode())
-
-
-def _parts(spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Which columns of a state and the next one, side by side, are cells, and which are ages."""
-    is_cell = np.tile(np.arange(spec.state_dim) < 2 * spec.n_agents, 2)
-    return is_cell, ~is_cell
 
 
 def _refuse(path: pathlib.Path, wrong: np.ndarray, what: str) -> None:

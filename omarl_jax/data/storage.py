@@ -205,12 +205,13 @@ def _malformed(spec: TaskSpec, metadata: dict[str, Any]) -> list[str]:
     def is_number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
+    metrics = metadata.get("metrics", {})
     sensible = {
         "name": isinstance(spec.name, str),
         "kind": spec.kind in ("continuous", "discrete"),
         "state_is_obs": isinstance(spec.state_is_obs, bool),
         "options": isinstance(metadata.get("options", {}), dict),
-        "metrics": all(map(is_number, dict(metadata.get("metrics") or {}).values())),
+        "metrics": isinstance(metrics, dict) and all(map(is_number, metrics.values())),
     }
     for name in ("n_agents", "obs_dim", "action_dim", "state_dim", "episode_length"):
         sensible[name] = type(getattr(spec, name)) is int and getattr(spec, name) > 0

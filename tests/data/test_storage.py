@@ -132,6 +132,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "odd kind": (_edit(lambda d: d["spec"].update(kind="mixed")), "no sensible kind"),
     "odd return": (_edit(lambda d: d["metadata"].update(mean_return="abc")), "no sensible mean_return"),
     "odd options": (_edit(lambda d: d["metadata"].update(options=5)), "no sensible options"),
+    "odd metrics": (_edit(lambda d: d["metadata"].update(metrics=5)), "no sensible metrics"),
+    "odd metric": (_edit(lambda d: d["metadata"].update(metrics={"age": "old"})), "no sensible metrics"),
     "odd arrays": (_edit(lambda d: d.update(arrays=3)), "malformed"),
     "unknown array": (_edit(lambda d: d["arrays"].update(x=d["arrays"]["obs"])), "lacks or invents x"),
     "array too few": (_edit(lambda d: d["arrays"].pop("obs")), "lacks or invents obs"),
