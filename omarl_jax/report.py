@@ -245,8 +245,12 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
 
 def _same_data_mean(cell: Sequence[Row]) -> float | None:
     """The mean of the data, if all rows learned from the same: it changes with size and options of the task."""
-    means = {row.data_mean for row in cell}
-    return means.pop() if len(means) == 1 else None
+    return cell[0].data_mean if _same_data(cell) else None
+
+
+def _same_data(cell: Sequence[Row]) -> bool:
+    hashes = [{str(run.data.get("hash")) for run in row.runs} for row in cell]
+    return all(some <= max(hashes, key=len) for some in hashes)  # runs that diverged are missing from some rows
 
 
 def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plotting.Line]]:
@@ -469,7 +473,7 @@ def _metrics_table(rows: Sequence[Row]) -> str:
 
     lines = []
     for dataset, cell in grouped(rows, lambda row: row.dataset).items():
-        if "length" in cell[0].data_metrics and all(row.data_metrics == cell[0].data_metrics for row in cell):
+        if "length" in cell[0].data_metrics and _same_data(cell):
             lines.append({"dataset": dataset, "method": "the data"} | cells(cell[0].data_metrics))
         for row in cell:
             exposed = {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.exposed.items()}
