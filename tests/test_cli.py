@@ -9,6 +9,7 @@ import pytest
 from omarl_envs import make
 
 from omarl_jax import cli, sweep
+from omarl_jax.cli import terminal
 from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.importers import write_csv
@@ -163,7 +164,7 @@ def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
 
 
 def test_options_are_true_false_values_or_words():
-    found = cli._pairs(["a=true", "b=false", "c=2", "d=(1, 2)", "e=shipped"])
+    found = terminal.pairs(["a=true", "b=false", "c=2", "d=(1, 2)", "e=shipped"])
     assert found == {"a": True, "b": False, "c": 2, "d": (1, 2), "e": "shipped"}
 
 

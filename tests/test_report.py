@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from omarl_jax import algorithms, plotting, presets, report
+from omarl_jax import algorithms, plotting, presets
 from omarl_jax.errors import UserError
-from omarl_jax.report import print_table, write_report
+from omarl_jax.report import figures, print_table, write_report
 from omarl_jax.results import Row, load_runs, table, unfinished
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
@@ -126,7 +126,7 @@ def test_failed_runs_are_counted_and_listed_but_in_no_number(tmp_path: Path, bro
     row = only_row(tmp_path / "runs")
     assert (row.mean, row.tails[0.1], row.best, row.started) == (60, 60, 50, 3)
     assert "2 of 3" in printed([row])
-    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].read_text()
+    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].read_text()
     assert html.escape(why) in page
     assert str(tmp_path / "runs" / "c") in page
 
@@ -137,7 +137,7 @@ def test_a_method_whose_runs_all_failed_still_has_its_row(tmp_path: Path) -> Non
     rows = {row.algorithm: row for row in table(load_runs(tmp_path / "runs"))}
     assert np.isnan(rows["omar"].mean)
     assert "0 of 1" in printed([rows["omar"]])
-    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].exists()
+    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].exists()
 
 
 def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
             write_run(tmp_path / "runs" / f"{algorithm}{seed}", np.full(10, value), algorithm=algorithm, seed=seed)
     write_run(tmp_path / "runs" / "stopped", TEN, seed=9, done=False)
     paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out", unfinished(tmp_path / "runs"))
-    page = paths["report"].read_text()
+    page = paths["report.html"].read_text()
     assert "<script" not in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 3  # curves, histogram, profiles
@@ -317,8 +317,8 @@ def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path
     assert rows[1].metrics["risk"] == 1.25
     assert rows[1].tails[0.25] == pytest.approx(2.75)  # the lowest of four: 105 and 106, which score 2.5 and 3
     paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")
-    assert paths["grid-risk-particle-spread-medium"].read_bytes().startswith(b"\x89PNG")
-    page = paths["report"].read_text()
+    assert paths["grid-particle-spread-medium-risk"].read_bytes().startswith(b"\x89PNG")
+    page = paths["report.html"].read_text()
     assert "<td>12.5 %</td>" in page  # of the steps
     assert "<td>50 %</td>" in page
     line = plotting.Line([0.1, 1.0], [np.array([1.0, 3.0]), np.array([4.0, 6.0])], [0.0, 2.0], [0.2, 0.4])
@@ -343,7 +343,7 @@ def test_what_the_data_did_stands_beside_what_policies_do(tmp_path: Path) -> Non
     metrics = {"risk": [8.0, 8.0], "risk_0": [2.0, 2.0], "risk_1": [6.0, 6.0], "length": [20.0, 20.0]}
     data = {"metrics": {"return": 160.0, "risk": 1.0, "risk_0": 1.0, "risk_1": 0.0, "length": 10.0}}
     write_run(tmp_path / "runs" / "0", np.array([150.0, 170.0]), metrics=metrics, data=data)
-    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report"].read_text()
+    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].read_text()
     assert re.search(r"the data</td>.*<td>5 %</td><td>10 %</td><td>0 %</td>", page)
     assert re.search(r"omar</td>.*<td>20 %</td><td>10 %</td><td>30 %</td>", page)
 
@@ -354,7 +354,7 @@ def test_how_soon_runs_are_above_their_data(tmp_path: Path) -> None:
         write_run(tmp_path / "runs" / f"{seed}", TEN, returns=values, seed=seed)
     row = only_row(tmp_path / "runs")
     assert row.convergence.tolist() == [9, 18, np.inf]  # the data have 160
-    page = write_report([*row.runs], tmp_path / "out")["report"].read_text()
+    page = write_report([*row.runs], tmp_path / "out")["report.html"].read_text()
     assert "<td>14</td><td>2 of 3</td>" in page
 
 
@@ -363,11 +363,11 @@ def test_one_config_on_several_datasets_gets_a_picture_of_them(tmp_path: Path) -
         write_run(tmp_path / "runs" / dataset, TEN, dataset=dataset, algorithm="ciqr", task="uav/iot")
         write_run(tmp_path / "runs" / f"bc-{dataset}", TEN, dataset=dataset, algorithm="bc", config={"lr": dataset})
     runs = load_runs(tmp_path / "runs")
-    assert report._over_datasets(table(runs))["ciqr"].values == ["early", "middle", "late"]
-    assert list(report._over_datasets(table(runs))) == ["ciqr"]
+    assert figures._over_datasets(table(runs))["ciqr"].values == ["early", "middle", "late"]
+    assert list(figures._over_datasets(table(runs))) == ["ciqr"]
     paths = write_report(runs, tmp_path / "out")
-    assert "grid-dataset-uav-iot" in paths
-    assert "grid-dataset-particle-spread" not in paths
+    assert "grid-uav-iot-dataset" in paths
+    assert "grid-particle-spread-dataset" not in paths
 
 
 def test_options_of_the_task_and_the_size_of_the_data_tell_rows_apart(tmp_path: Path) -> None:
@@ -390,11 +390,11 @@ def test_scores_and_returns_never_stand_in_one_cell(tmp_path: Path) -> None:
 
 def test_data_of_several_settings_have_no_common_mean(tmp_path: Path) -> None:
     write_run(tmp_path / "0", TEN, options={"risk_penalty": 100.0}, config_hash="a")
-    assert "data" in report._panel(table(load_runs(tmp_path))).levels
+    assert "data" in figures._panel(table(load_runs(tmp_path))).levels
     write_run(
         tmp_path / "1", TEN, options={"risk_penalty": 300.0}, config_hash="b", data={"hash": "y", "mean_score": 9}
     )
-    assert "data" not in report._panel(table(load_runs(tmp_path))).levels
+    assert "data" not in figures._panel(table(load_runs(tmp_path))).levels
 
 
 def test_an_unwritable_report_is_one_sentence(tmp_path: Path) -> None:

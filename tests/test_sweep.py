@@ -42,7 +42,7 @@ def grid(tmp_path):
 
 
 def sweep(grid, out):
-    return [sys.executable, "-m", "omarl_jax.cli", "sweep", str(grid), "--out", str(out)]
+    return [sys.executable, "-m", "omarl_jax", "sweep", str(grid), "--out", str(out)]
 
 
 def test_a_grid_is_the_product_of_its_lists(grid):

@@ -1,0 +1,5 @@
+"""`python -m omarl_jax` is `omarl`."""
+
+from omarl_jax.cli import main
+
+main()

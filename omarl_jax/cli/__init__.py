@@ -1,0 +1,67 @@
+"""The command line. Each verb is a function; its arguments and its help come from its signature.
+
+A mistake of the user ends with one sentence and exit code 1; so does a sweep in which runs failed or none has a
+result, after its report.
+Everything that needs JAX is imported by the verb that needs it, so that `--help` is quick.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from omarl_jax.cli import data, learn, play
+from omarl_jax.cli.terminal import complain, errors
+from omarl_jax.errors import UserError, unknown
+
+_VERBS: dict[str, Any] = {
+    "list": play.list_names,
+    "collect": data.collect,
+    "train": learn.train,
+    "evaluate": play.evaluate,
+    "sweep": learn.sweep,
+    "report": play.report,
+    "data": lambda: None,
+    "behaviour": data.behaviour,
+    "prey": data.prey,
+    "demo": learn.demo,
+}
+_VERBS["data"].__doc__ = "Lists, describes, verifies, imports and exports datasets: omarl data --help."
+_DATA_VERBS: dict[str, Any] = {
+    "list": data.list_,
+    "card": data.card,
+    "verify": data.verify,
+    "import": data.import_,
+    "export": data.export,
+}
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        code = _run(sys.argv[1:])
+    except UserError as error:
+        complain("error", str(error))
+        code = 1
+    except KeyboardInterrupt:
+        errors.print("Stopped. Sweeps and trainings continue where they were when they are started again.")
+        code = 130
+    sys.exit(code or 0)
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    _check_verb(verb, _VERBS, "omarl")
+    if verb == "data":
+        _check_verb(rest[0] if rest else "--help", _DATA_VERBS, "omarl data")
+        return tyro.extras.subcommand_cli_from_dict(_DATA_VERBS, prog="omarl data", args=rest or ["--help"])
+    if verb == "train" and rest and not rest[0].startswith("-"):
+        return learn.train_with(rest[0], rest[1:])
+    about = "Offline multi-agent reinforcement learning in JAX."
+    return tyro.extras.subcommand_cli_from_dict(_VERBS, prog="omarl", description=about, args=arguments or ["--help"])
+
+
+def _check_verb(verb: str, verbs: dict[str, Any], program: str) -> None:
+    if verb not in verbs and not verb.startswith("-"):
+        raise unknown(f"verb of {program}", verb, verbs)

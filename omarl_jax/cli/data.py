@@ -1,0 +1,187 @@
+"""Verbs that make data, and what data are made of: `collect`, `behaviour`, `prey` and those of `omarl data`."""
+
+import pathlib
+
+import tyro
+from rich.table import Table
+
+from omarl_jax.cli.terminal import console, pairs
+from omarl_jax.errors import UserError
+from omarl_jax.files import require_writable
+
+
+def collect(
+    task: tyro.conf.Positional[str],
+    dataset: tyro.conf.Positional[str],
+    out: pathlib.Path,
+    seed: int = 0,
+    size: int | None = None,
+    option: tuple[str, ...] = (),
+) -> None:
+    """Makes a dataset by its recipe and writes it to disk, with its card.
+
+    Args:
+        task: for example particle/spread.
+        dataset: which recipe, for example medium; `omarl list` lists them.
+        out: folder to write; it must not exist yet.
+        seed: of the rollouts.
+        size: transitions; by default the published number.
+        option: constructor arguments of the task, as name=value.
+    """
+    from omarl_jax.data import card, storage
+    from omarl_jax.data.recipes import load_dataset
+
+    storage.require_new(out)
+    with console.status("Making the data (a log of learning takes a minute or more)"):
+        made = load_dataset(task, dataset, seed, size, **pairs(option))
+    storage.save(made, out)
+    card.write(card.card(made), out)
+    console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
+
+
+def behaviour(
+    task: tyro.conf.Positional[str],
+    out: pathlib.Path,
+    medium: float,
+    expert: float,
+    replay: float | None = None,
+    algorithm: str = "matd3",
+    seeds: tuple[int, ...] = (0,),
+    rounds: int = 30_000,
+    every: int = 250,
+    set: tuple[str, ...] = (),
+    option: tuple[str, ...] = (),
+) -> None:
+    """Trains the behaviour policies that datasets are made of, online, and writes their snapshots.
+
+    Args:
+        task: for example particle/spread.
+        out: file to write, an .npz.
+        medium: normalised score that the medium data should have.
+        expert: the same for the expert data.
+        replay: the same for the mean of medium-replay; by default whatever training up to medium gives.
+        algorithm: an online method.
+        seeds: of training; each quality is taken from the one that meets it best.
+        rounds: learning rounds, each after 100 environment steps.
+        every: rounds between snapshots.
+        set: hyperparameters that differ from the method's defaults, as name=value.
+        option: constructor arguments of the task, as name=value.
+    """
+    from omarl_jax.data import behaviour
+    from omarl_jax.data.recipes import make_env
+
+    require_writable(out)
+    env = make_env(task, **pairs(option))
+    if env.reference is None:
+        raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
+    overrides = pairs(set)
+    snapshots = behaviour.train(env, algorithm, overrides, seeds, rounds, every)
+    chosen = behaviour.choose(env, snapshots, medium, expert, replay)
+    behaviour.save(out, env, algorithm, overrides, snapshots, chosen)
+    for quality, numbers in chosen.items():
+        rounds_scores = [(snapshots[i]["round"], env.reference.normalise(snapshots[i]["explored"])) for i in numbers]
+        told = ", ".join(f"{number}: {score:.1f}" for number, score in rounds_scores)
+        console.print(f"{quality} (seed {snapshots[numbers[0]]['seed']}, round: score) {told}")
+
+
+def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, rounds: int = 2_000) -> None:
+    """Trains a prey together with the predators that hunt it, by MATD3. It is loaded with the task's `prey=FILE`.
+
+    Args:
+        task: particle/tag or particle/world.
+        out: file to write, an .npz.
+        seed: of training.
+        rounds: learning rounds, each after 100 environment steps. Of the prey that ship, that of tag had 2,000, that of
+            world 4,000.
+    """
+    from omarl_jax.data import behaviour
+    from omarl_jax.data.recipes import make_env
+
+    require_writable(out)
+    env = make_env(task, prey="learner")
+    *_, last = behaviour.train(env, "matd3", {}, [seed], rounds, every=rounds, final_lr=1.0)
+    behaviour.save_prey(out, env, last["policy"])
+    console.print(f"{out}")
+
+
+def list_() -> None:
+    """Lists what can be made by recipe: tasks, qualities, sizes and behaviour policies."""
+    from omarl_jax.data import recipes
+
+    table = Table("task", "dataset", "transitions", "score", box=None, header_style="bold")
+    for row in recipes.catalogue():
+        table.add_row(row.task, row.quality, f"{row.size:,}", "" if row.score is None else f"{row.score:.1f}")
+    console.print(table)
+
+
+def card(
+    dataset: tyro.conf.Positional[str],
+    quality: tyro.conf.Positional[str | None] = None,
+    out: pathlib.Path | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    option: tuple[str, ...] = (),
+) -> None:
+    """Prints the card of a dataset: returns, episodes, actions, reference scores.
+
+    Args:
+        dataset: a folder on disk, or a task.
+        quality: of a task, which recipe, for example medium.
+        out: folder to write card.md and card.png to.
+        seed: of the rollouts, for a recipe.
+        size: transitions, for a recipe.
+        option: constructor arguments of the task, as name=value.
+    """
+    from rich.markdown import Markdown
+
+    from omarl_jax.data import card, storage
+    from omarl_jax.data.recipes import load_dataset
+
+    opened = storage.load(dataset) if quality is None else load_dataset(dataset, quality, seed, size, **pairs(option))
+    made = card.card(opened)
+    console.print(Markdown(made.markdown()))
+    if out is not None:
+        card.write(made, out)
+
+
+def verify(dataset: tyro.conf.Positional[pathlib.Path]) -> None:
+    """Checks that a dataset on disk is whole, unchanged and sensible.
+
+    Args:
+        dataset: its folder.
+    """
+    from omarl_jax.data import storage
+
+    storage.verify(dataset)
+    console.print(f"{dataset} is whole.")
+
+
+def import_(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, option: tuple[str, ...] = ()) -> None:
+    """Makes a dataset of uav/iot out of a log in the layout of MA-CQR (CSV), with its card.
+
+    Args:
+        file: the log.
+        out: folder to write; it must not exist yet.
+        option: constructor arguments of the task, as name=value.
+    """
+    from omarl_jax.data import card, importers, storage
+
+    storage.require_new(out)
+    made = importers.read_csv(file, **pairs(option))
+    storage.save(made, out)
+    card.write(card.card(made), out)
+    console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
+
+
+def export(dataset: tyro.conf.Positional[pathlib.Path], out: pathlib.Path) -> None:
+    """Writes a dataset of uav/iot as a log in the layout of MA-CQR (CSV).
+
+    Args:
+        dataset: its folder.
+        out: the file.
+    """
+    from omarl_jax.data import importers, storage
+
+    made = storage.load(dataset)
+    importers.write_csv(made, out)
+    console.print(f"{made.size:,} transitions -> {out}")

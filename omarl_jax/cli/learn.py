@@ -1,0 +1,193 @@
+"""Verbs that train: `train`, `sweep` and `demo`."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from omarl_jax.cli.terminal import complain, console, pairs, print_paths
+
+if TYPE_CHECKING:
+    from omarl_jax.sweep import Grid
+
+
+def train() -> None:
+    """Trains one algorithm: omarl train ALGORITHM --help tells its arguments.
+
+    Several seeds, and several values of float hyperparameters, are trained in one program.
+    """
+    from omarl_jax import algorithms
+
+    console.print("usage: omarl train ALGORITHM TASK DATASET [options]")
+    console.print("ALGORITHM is one of " + ", ".join(algorithms.methods()) + "; with --help it tells its options.")
+
+
+def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
+    """Trains all runs of a grid, continues those that were killed, and writes the report.
+
+    Args:
+        grid: a TOML file, for example experiments/omar_particle.toml.
+        out: folder for the runs; by default results/NAME OF THE GRID.
+        wandb: a Weights & Biases project to log to; offline where there is no key.
+    """
+    from omarl_jax.sweep import read_grid
+
+    return _run(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
+
+
+def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> int:
+    """Makes data of cooperative navigation, trains OMAR, MA-CQL and BC, and prints how they compare.
+
+    Args:
+        out: folder for everything it makes.
+        seeds: runs of each method.
+    """
+    from omarl_jax.data.recipes import make_env
+    from omarl_jax.export import load_policy
+    from omarl_jax.pictures import write_gif
+    from omarl_jax.sweep import make_grid
+
+    block = {
+        "tasks": ["particle/spread"],
+        "datasets": ["medium-replay"],
+        "algorithms": ["omar", "cql", "bc"],
+        "hyperparameters": {"batch_size": [256]},  # a quarter of the published one, so that two CPU cores need minutes
+    }
+    grid = make_grid({"seeds": list(range(seeds)), "evaluations": 10, "episodes": 64, "block": [block]})
+    code = _run(grid, out, None)
+    if code == 0:
+        team = load_policy(out / "runs" / grid.runs[0].name / "policy.npz")
+        gif = out / "report" / "omar.gif"
+        write_gif(make_env(team.spec.name), team, gif, seed=0)
+        print_paths({"trained team": gif})
+    return code
+
+
+def train_with(algorithm: str, arguments: Sequence[str]) -> int:
+    """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, lists of floats span a grid."""
+    from omarl_jax import algorithms
+    from omarl_jax.sweep import make_grid
+
+    method = algorithms.find(algorithm)
+    helps = _field_docs(method.config)
+    settings = [
+        ("task", tyro.conf.Positional[str], dataclasses.MISSING, "For example particle/spread."),
+        ("dataset", tyro.conf.Positional[str], dataclasses.MISSING, "A recipe (see omarl list) or a folder on disk."),
+        ("seeds", tuple[int, ...], (0,), "Seeds of training."),
+        ("data_seed", int | None, None, "Seed of the data, for all; by default each run's own seed."),
+        ("rounds", int | None, None, "Learning rounds; by default those of the preset."),
+        ("size", int | None, None, "Transitions of the data; by default the published number."),
+        ("out", pathlib.Path, pathlib.Path("results/train"), "Folder for the runs."),
+        ("evaluations", int, 20, "Evaluations during training."),
+        ("episodes", int, 32, "Episodes of each of them."),
+        ("final_episodes", int, 1000, "Episodes of the last policy."),
+        ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value."),
+        ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key."),
+    ]
+    for field in dataclasses.fields(method.config):
+        kind: Any = tuple[float, ...] if field.type is float else field.type
+        told = f"{helps.get(field.name, '')} Default {field.default}, or what was published for the task and dataset."
+        settings.append((field.name, kind | None, None, told))
+    fields = [
+        (name, Annotated[kind, tyro.conf.arg(help=told)], dataclasses.field(default=default))
+        for name, kind, default, told in settings
+    ]
+    summary = (inspect.getdoc(sys.modules[method.config.__module__]) or "").partition("\n\n")[0]
+    form = dataclasses.make_dataclass("Train", fields)
+    given: Any = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
+
+    chosen = {f.name: getattr(given, f.name) for f in dataclasses.fields(method.config)}
+    block = {
+        "tasks": [given.task],
+        "datasets": [given.dataset],
+        "algorithms": [algorithm],
+        "hyperparameters": {
+            # A tuple of floats spans a grid; any other tuple is one value.
+            name: list(value) if field_type is float else [value]
+            for name, value in chosen.items()
+            if value is not None
+            for field_type in [next(f.type for f in dataclasses.fields(method.config) if f.name == name)]
+        },
+        "options": pairs(given.option),
+    }
+    block |= {name: value for name in ("rounds", "size") if (value := getattr(given, name)) is not None}
+    grid = make_grid(
+        {
+            "seeds": list(given.seeds),
+            "data_seed": "seed" if given.data_seed is None else given.data_seed,
+            "evaluations": given.evaluations,
+            "episodes": given.episodes,
+            "final_episodes": given.final_episodes,
+            "block": [block],
+        }
+    )
+    return _run(grid, given.out, given.wandb)
+
+
+def _run(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
+    from omarl_jax import report as reports
+    from omarl_jax import results
+    from omarl_jax import sweep as sweeps
+
+    grouped = sweeps.packs(grid.runs)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[score]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bars = [
+            progress.add_task(_title(pack), total=pack[0].rounds, rate="", score="", start=False) for pack in grouped
+        ]
+
+        def tell(told: "sweeps.Progress") -> None:
+            progress.start_task(bars[told.pack])
+            progress.update(
+                bars[told.pack],
+                completed=told.round,
+                rate=f"{told.updates_per_second:,.0f} updates/s",
+                score=f"{told.unit} {told.value:.1f}",
+            )
+
+        failed = sweeps.sweep(grid, out, tell, wandb)
+    names = {run.name for run in grid.runs}
+    there = results.load_runs(out / "runs") if (out / "runs").is_dir() else []
+    finished = [run for run in there if run.folder.name in names]
+    if finished:
+        paths = reports.write_report(finished, out / "report")
+        reports.print_table(results.table(finished), console)
+        print_paths(paths)
+    for run in finished:
+        if run.failure is not None:
+            complain("no result", f"{run.folder.name}: {run.failure}")
+    for name, reason in failed.items():
+        complain("failed", f"{name}: {reason}")
+    return 0 if any(run.failure is None for run in finished) and not failed else 1
+
+
+def _title(pack: list[Any]) -> str:
+    run = pack[0]
+    return f"{run.variant or run.algorithm} on {run.task} {run.dataset}, {len(pack)} runs"
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The strings that stand below the fields of a dataclass, its bases' included."""
+    docs: dict[str, str] = {}
+    for part in reversed(cls.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(part).lstrip()).body[0].body  # type: ignore[attr-defined]
+        for field, below in itertools.pairwise(body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(told))):
+                    docs[name] = told
+    return docs

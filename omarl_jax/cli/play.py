@@ -1,0 +1,108 @@
+"""Verbs that look at what was trained: `evaluate` and `report`; and `list`."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import tyro
+from rich.table import Table
+
+from omarl_jax.cli.terminal import console, pairs, print_paths
+from omarl_jax.errors import UserError, check_seeds
+
+_EPISODES_AT_ONCE = 10_000
+
+
+def list_names() -> None:
+    """Lists the algorithms, the tasks and the datasets."""
+    import omarl_envs
+
+    from omarl_jax import algorithms
+    from omarl_jax.data.recipes import QUALITIES
+
+    table = Table("algorithms", "tasks", "datasets", box=None, header_style="bold")
+    table.add_row("\n".join(algorithms.methods()), "\n".join(omarl_envs.task_names()), "\n".join(QUALITIES))
+    console.print(table)
+
+
+def evaluate(
+    policy: tyro.conf.Positional[pathlib.Path],
+    episodes: int = 1000,
+    seed: int = 0,
+    risk: float = 0.1,
+    gif: pathlib.Path | None = None,
+    map: pathlib.Path | None = None,
+    quantiles: pathlib.Path | None = None,
+    at: tuple[int, ...] = (),
+    option: tuple[str, ...] = (),
+) -> None:
+    """Plays episodes with a trained policy and prints their returns.
+
+    Args:
+        policy: the folder of a run, or a policy file.
+        episodes: how many.
+        seed: of the episodes.
+        risk: share of the worst episodes that CVaR is the mean of.
+        gif: also write one episode as a GIF.
+        map: also write the paths of one episode on a map, as a PNG (uav tasks).
+        quantiles: also draw the quantiles of the chosen actions' values in one episode, as a PNG (ciqr and ccqr).
+        at: steps of that episode to draw them at; by default four, evenly spread.
+        option: constructor arguments of the task, as name=value.
+    """
+    import jax
+    import numpy as np
+
+    from omarl_jax import evaluation, pictures, statistics
+    from omarl_jax.data.recipes import make_env
+    from omarl_jax.export import load_policy
+
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}.")
+    if not 0 < risk <= 1:
+        raise UserError(f"risk must lie in (0, 1], not {risk}.")
+    check_seeds([seed])
+    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
+    env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | pairs(option)))
+    if saved.count is not None:
+        raise UserError(f"'{policy}' holds {saved.count} policies, not one.")
+    if env.task_spec != saved.spec:
+        raise UserError(f"This policy was trained on another form of '{saved.spec.name}'; give its --option values.")
+    act, carry = saved.functions
+    parts = [min(_EPISODES_AT_ONCE, episodes - n) for n in range(0, episodes, _EPISODES_AT_ONCE)]
+    play = jax.jit(lambda key, n: evaluation.evaluate(env, act, carry, saved.params, key, n), static_argnums=1)
+    keys = jax.random.split(jax.random.key(seed), len(parts))
+    played = [play(key, n) for key, n in zip(keys, parts, strict=True)]
+    rows = {name: np.concatenate([part[name] for part in played]) for name in ("return", *env.metric_names, "length")}
+    table = Table("", "mean", "sd", "min", "max", f"CVaR {risk:g}", "episodes not 0", box=None, header_style="bold")
+    if env.reference is not None:
+        rows = {"score": env.reference.normalise(rows["return"])} | rows
+    for name, values in rows.items():
+        numbers = [values.mean(), values.std(), values.min(), values.max()]
+        tail = f"{statistics.cvar(values, risk):.2f}" if name in ("score", "return") else ""
+        exposed = f"{(values != 0).mean():.1%}" if name.startswith("risk") else ""
+        table.add_row(name, *(f"{number:.2f}" for number in numbers), tail, exposed)
+    console.print(table)
+    at_steps: Callable[..., None] = functools.partial(pictures.write_quantiles, at=at)
+    for draw, path in ((pictures.write_gif, gif), (pictures.write_map, map), (at_steps, quantiles)):
+        if path is not None:
+            draw(env, saved, path, seed)
+            print_paths({"picture": path})
+
+
+def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, pictures: bool = False) -> None:
+    """Makes tables, curves and an HTML page of finished runs.
+
+    Args:
+        runs: a folder with runs in it, at any depth.
+        out: folder to write to; by default RUNS/report.
+        pictures: also play an episode with the first run of each method, to draw its paths on a map and the quantiles
+            it has learned, where the task has a map and the method quantiles.
+    """
+    from omarl_jax import report, results
+
+    finished = results.load_runs(runs)
+    if not finished:
+        raise UserError(f"There are no finished runs in '{runs}'.")
+    paths = report.write_report(finished, out or runs / "report", results.unfinished(runs), pictures)
+    report.print_table(results.table(finished), console)
+    print_paths(paths)

@@ -1,0 +1,39 @@
+"""What the verbs share: where they print, and how name=value is read."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from omarl_jax.errors import UserError
+
+console = Console(markup=False)  # brackets in what is printed are no markup
+errors = Console(stderr=True, markup=False)
+
+
+def print_paths(paths: Mapping[str, Path]) -> None:
+    """Says where files lie, each on one line that can be copied."""
+    for name, path in paths.items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+
+def complain(what: str, message: str) -> None:
+    """One line on stderr."""
+    errors.print(Text.assemble((f"{what}:", "bold red"), " ", " ".join(message.split())), soft_wrap=True)
+
+
+def pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`n_agents=5` -> {"n_agents": 5}; what is neither true, false nor a Python value is a string."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"What is set is written name=value, not '{pair}'.")
+        try:
+            options[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options

@@ -1,0 +1,119 @@
+"""The report as one HTML page, which can be sent around: its pictures are in it."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from omarl_jax.report import comparisons, figures, tables
+from omarl_jax.results import FinishedRun, Row, grouped
+
+_DETAILS = {  # kinds of pictures that open on a click
+    "map": "Paths of an episode, first run of each method",
+    "quantiles": "Quantiles learned, first run of each method",
+    "returns": "Returns of the last policies, episode by episode",
+}
+_KINDS = ("curves", "grid", *_DETAILS)
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; font-size: 0.9rem; }
+th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; white-space: nowrap; }
+thead th { border-bottom: 1.5px solid #222; vertical-align: bottom; white-space: normal; }
+tr.first td { border-top: 1px solid #ccc; } tbody tr:first-child td { border-top: none; }
+figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; } .notes { color: #555; font-size: 0.85rem; } summary { cursor: pointer; }
+"""
+
+
+def page(
+    runs: Sequence[FinishedRun],
+    rows: Sequence[Row],
+    pictures: Mapping[figures.Picture, Path],
+    still_running: Sequence[Path],
+) -> str:
+    """The whole report as one HTML file, with the pictures in it."""
+    failed = [run for run in runs if run.failure is not None]
+    parts = [f"<p>{_summary(runs, len(failed), len(still_running))}</p>"]
+    parts += [f'<p class="notes">{html.escape(note)}</p>' for note in tables.footnotes(rows)]
+    for task, of_task in grouped(rows, lambda row: row.task).items():
+        of_kind = grouped((item for item in pictures.items() if item[0].task == task), lambda item: item[0].kind)
+        parts += _task(task, of_task, {kind: [_picture(*item) for item in of_kind.get(kind, [])] for kind in _KINDS})
+    if improvements := tables.improvements(rows):
+        parts += [
+            "<h2>Probability of improvement</h2>",
+            "<p>How probably a run of a method beats a run of a baseline on the same dataset; ties count one half.</p>",
+            _table(improvements, by="over"),
+        ]
+    if shared := comparisons.shared_scores(rows):
+        cells = next(iter(shared.values()))
+        parts += [
+            "<h2>All datasets together</h2>",
+            f"<p>Scores of all seeds on what every method was run on: {html.escape(', '.join(cells))}.</p>",
+            _table(tables.aggregates(shared)),
+            *(_picture(*item) for item in pictures.items() if item[0].kind == "profiles"),
+        ]
+    if failed:
+        lines = [{"run": str(run.folder), "method": run.algorithm, "why": str(run.failure)} for run in failed]
+        parts += ["<h2>Runs that are in no number above</h2>", _table(lines)]
+    if still_running:
+        items = "".join(f"<li>{html.escape(str(folder))}</li>" for folder in still_running)
+        parts.append(f"<h2>Unfinished runs</h2><ul>{items}</ul>")
+    sources = (f"<p>{html.escape(line)}</p>" for line in tables.sources(runs, rows))
+    parts += ["<h2>Where the numbers come from</h2>", *sources]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>Report</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _task(task: str, rows: Sequence[Row], pictures: Mapping[str, Sequence[str]]) -> list[str]:
+    """The section of one task: its table and curves, and what opens on a click."""
+    parts = [f"<h2>{html.escape(task)}</h2>", _table([tables.cells(row) for row in rows], by="dataset")]
+    parts += pictures["curves"]
+    if any(row.metrics.keys() - {"length"} for row in rows):
+        title = "Task metrics of the last policies, means over steps, episodes and seeds"
+        parts.append(_details(title, [_table(tables.metrics(rows), by="dataset")]))
+    if any(np.isfinite(row.convergence).any() for row in rows):
+        title = "How soon: rounds until an evaluation is above the mean of the data"
+        parts.append(_details(title, [_table(tables.convergence(rows), by="dataset")]))
+    title = "Lower tails: CVaR of the last policies at several levels"
+    parts.append(_details(title, [_table(tables.tails(rows), by="dataset")]))
+    parts += pictures["grid"]
+    parts += [_details(title, pictures[kind]) for kind, title in _DETAILS.items() if pictures[kind]]
+    return parts
+
+
+def _summary(runs: Sequence[FinishedRun], failed: int, still_running: int) -> str:
+    counts = [f"{len(runs) - failed} runs finished"]
+    counts += [f"{failed} diverged"] if failed else []
+    counts += [f"{still_running} unfinished"] if still_running else []
+    counts += [f"{len({run.algorithm for run in runs})} methods", f"{len({run.task for run in runs})} tasks"]
+    return ", ".join(counts) + "."
+
+
+def _details(title: str, parts: Sequence[str]) -> str:
+    return f"<details><summary>{title}</summary>{''.join(parts)}</details>"
+
+
+def _table(lines: Sequence[Mapping[str, str]], by: str | None = None) -> str:
+    """A table of dictionaries with the same keys, with a rule where the column `by` changes."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in lines[0])
+    body = []
+    for before, line in zip([None, *lines], lines, strict=False):
+        first = by is not None and (before is None or before[by] != line[by])
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in line.values())
+        body.append(f'<tr class="first">{cells}</tr>' if first else f"<tr>{cells}</tr>")
+    rows = "\n".join(body)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _picture(picture: figures.Picture, path: Path) -> str:
+    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
+    title = html.escape(picture.title)
+    caption = f"<figcaption>{title}</figcaption>" if picture.kind in _DETAILS else ""
+    return f'<figure>{caption}<img alt="{title}" src="data:image/png;base64,{encoded}"></figure>'

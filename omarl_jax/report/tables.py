@@ -1,0 +1,231 @@
+"""The tables of a report, cell by cell, and the notes below them."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omarl_jax import statistics
+from omarl_jax.report import comparisons
+from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, exposure, grouped
+
+_BASELINES = ("bc", "cql", "ciql", "ccql")
+
+_DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
+_OTHERWISE = "¶ other hyperparameters, rounds or amount of data than the paper's number stands for."
+_SATURATED = f"§ no result: more than {100 * SATURATED:g} % of a policy's actions are at their bounds (saturation)."
+_RAW = "‡ raw returns, since no reference returns are known to normalise with."
+_NOTHING = "\u2013"  # an en dash, where there is no number
+
+
+def cells(row: Row) -> dict[str, str]:
+    """The cells of a row as they are printed, everywhere but in the CSV file."""
+    paper = _NOTHING if row.paper is None else _plus_minus(row.paper.mean, row.paper.sd)
+    seeds = f"{len(row.runs)}" if len(row.runs) == row.started else f"{len(row.runs)} of {row.started}"
+    return {
+        "dataset": row.dataset,
+        "method": row.method,
+        "last checkpoint": _plus_minus(row.mean, row.sd) + " ‡" * (not row.normalised) + " §" * row.saturated,
+        "IQM [95 %]": f"{_number(row.iqm)} [{_number(row.interval.low)}, {_number(row.interval.high)}]",
+        "paper": paper + _marks(row),
+        "data": _number(row.data_mean),
+        "best during training": _number(row.best),
+        f"CVaR {CVAR_LEVEL:g}": _number(row.tails[CVAR_LEVEL]),
+        "seeds": seeds,
+        "config": row.config_hash,
+    }
+
+
+def _marks(row: Row) -> str:
+    """What is to be known of the paper's number, where there is one."""
+    return "" if row.paper is None else " †" * (not row.comparable) + " ¶" * (not row.as_published)
+
+
+def footnotes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of `cells` has to know, with the marks that occur."""
+    notes = [
+        "Mean ± standard deviation over seeds; scores are 100 (return - random) / (expert - random). "
+        "IQM: interquartile mean over seeds, with its bootstrap interval. "
+        "Best during training was picked by its own returns: it is no result. "
+        f"CVaR {CVAR_LEVEL:g}: mean of the lowest {100 * CVAR_LEVEL:g} % of the last policy's episodes."
+    ]
+    marks = "".join(map(_marks, rows))
+    if "†" in marks:
+        notes.append(_DAGGER)
+    if "¶" in marks:
+        notes.append(_OTHERWISE)
+    if any(not row.normalised for row in rows):
+        notes.append(_RAW)
+    if any(row.saturated for row in rows):
+        notes.append(_SATURATED)
+    if any(len(row.runs) < row.started for row in rows):
+        notes.append("n of m seeds: the others diverged and are in none of the numbers.")
+    return notes
+
+
+def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
+    """The table as Markdown, one for each task, with its notes."""
+    parts = []
+    for task, of_task in grouped(rows, lambda row: row.task).items():
+        texts = [cells(row) for row in of_task]
+        lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
+        parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join([*parts, *footnotes(rows), *sources(runs, rows)]) + "\n"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """All numbers of all rows, unrounded."""
+    records = [
+        {
+            "task": row.task,
+            "dataset": row.dataset,
+            "algorithm": row.algorithm,
+            "hyperparameters": json.dumps(row.differs) if row.differs else "",
+            "config_hash": row.config_hash,
+            "unit": "score" if row.normalised else "return",
+            "mean": row.mean,
+            "sd": row.sd,
+            "iqm": row.iqm,
+            "iqm_low": float(row.interval.low),
+            "iqm_high": float(row.interval.high),
+            "paper_mean": row.paper.mean if row.paper else None,
+            "paper_sd": row.paper.sd if row.paper else None,
+            "paper_source": row.paper.source if row.paper else None,
+            "comparable_with_paper": row.comparable,
+            "as_published": row.as_published,
+            "data_mean": row.data_mean,
+            "best_during_training": row.best,
+            **{f"cvar_{xi:g}": value for xi, value in row.tails.items()},
+            "saturation": row.saturation,
+            "rounds_to_data_mean": float(np.mean(row.convergence))
+            if row.runs and np.isfinite(row.convergence).all()
+            else None,
+            "seeds": len(row.runs),
+            "seeds_started": row.started,
+            **{f"final_{name}": value for name, value in row.metrics.items()},
+            **{f"episodes_with_{name}": value for name, value in row.exposed.items()},
+        }
+        for row in rows
+    ]
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(records))))
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Quantities a step, shares of steps at risk, how many episodes had any risk at all; those of the data first."""
+
+    def told(metrics: Mapping[str, float]) -> dict[str, str]:
+        unit = "a step" if "length" in metrics else "an episode"
+        texts = {}
+        for name, value in metrics.items():
+            if name.startswith("risk"):
+                texts[f"steps at {name}"] = f"{100 * exposure(metrics, name):.3g} %"
+            elif name != "length":
+                texts[f"{name} {unit}"] = f"{value / metrics.get('length', 1.0):.3g}"
+        return texts
+
+    lines = []
+    for dataset, cell in grouped(rows, lambda row: row.dataset).items():
+        if "length" in cell[0].data_metrics and comparisons.same_data(cell):
+            lines.append({"dataset": dataset, "method": "the data"} | told(cell[0].data_metrics))
+        for row in cell:
+            exposed = {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.exposed.items()}
+            lines.append({"dataset": dataset, "method": row.method} | told(row.metrics) | exposed)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(lines)))
+    return [{name: line.get(name, _NOTHING) for name in names} for line in lines]
+
+
+def convergence(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """After how many rounds runs were first evaluated above the mean of their data."""
+    lines = []
+    for row in rows:
+        reached = row.convergence[np.isfinite(row.convergence)]
+        told = f"{reached.mean():.0f}" if len(reached) else _NOTHING
+        seeds = f"{len(reached)} of {len(row.convergence)}"
+        lines.append(
+            {"dataset": row.dataset, "method": row.method, "rounds, mean of those that do": told, "seeds": seeds}
+        )
+    return lines
+
+
+def tails(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """CVaR of the last policies at several levels."""
+    return [
+        {"dataset": row.dataset, "method": row.method}
+        | {f"CVaR {xi:g}": _number(value) for xi, value in row.tails.items()}
+        | {"mean": _number(row.mean)}
+        for row in rows
+    ]
+
+
+def aggregates(shared: Mapping[str, statistics.Scores]) -> list[dict[str, str]]:
+    """Mean and IQM of each method over the datasets that all share."""
+    lines = []
+    for method, scores in shared.items():
+        low, high = statistics.bootstrap_interval(statistics.iqm, scores)
+        iqm = f"{_number(statistics.iqm(scores))} [{_number(low)}, {_number(high)}]"
+        lines.append({"method": method, "mean": _number(statistics.mean(scores)), "IQM [95 %]": iqm})
+    return lines
+
+
+def improvements(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """How probably each method beats each baseline, over the datasets where both have runs."""
+    algorithms = {row.method: row.algorithm for row in rows}
+    lines: list[dict[str, str]] = []
+    for baseline, method in itertools.product(comparisons.methods(rows), repeat=2):
+        if algorithms[baseline] not in _BASELINES or algorithms[method] == algorithms[baseline]:
+            continue
+        ours, theirs = comparisons.finals(rows, method), comparisons.finals(rows, baseline)
+        shared = sorted(ours.keys() & theirs.keys())
+        if not shared:
+            continue
+        pair = [{cell: finals[cell] for cell in shared} for finals in (ours, theirs)]
+        probability = statistics.probability_of_improvement(*pair)
+        interval = statistics.bootstrap_interval(statistics.probability_of_improvement, *pair, resamples=2000)
+        lines.append(
+            {
+                "method": method,
+                "over": baseline,
+                "probability [95 %]": f"{probability:.2f} [{interval.low:.2f}, {interval.high:.2f}]",
+                "datasets": str(len(shared)),
+            }
+        )
+    return lines
+
+
+def sources(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> list[str]:
+    """Papers, reference returns, machines, dates and versions behind the numbers."""
+    papers = dict.fromkeys(row.paper.source for row in rows if row.paper is not None)
+    references = dict.fromkeys(
+        f"{run.task}: random {run.reference.random:g}, expert {run.reference.expert:g} ({run.reference.source})"
+        for run in runs
+        if run.reference is not None
+    )
+    dates = sorted({str(run.record.get("date")) for run in runs})
+    devices = dict.fromkeys(str(run.record.get("device")) for run in runs)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items()) for run in runs
+    )
+    return [
+        *(f"Paper: {source}." for source in papers),
+        *(f"Reference returns of {reference}." for reference in references),
+        f"Trained on: {'; '.join(devices)}. Finished: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.",
+        f"Versions: {'; '.join(versions)}.",
+    ]
+
+
+def _number(value: Any) -> str:
+    if value is None or np.isnan(value):
+        return _NOTHING
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def _plus_minus(mean: float, sd: float | None) -> str:
+    return _number(mean) if sd is None or np.isnan(sd) else f"{_number(mean)} ± {_number(sd)}"
