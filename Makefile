@@ -71,5 +71,5 @@ $(READY): requirements.lock pyproject.toml | $(BIN)/uv
 
 # Only the baseline uses PyTorch, and on the CPU.
 .venv/.bench: $(READY)
-	$(BIN)/python -m pip install -c requirements.lock "torch==2.13.0"
+	$(BIN)/python -m pip install -c requirements.lock -e ".[bench]"
 	touch $@

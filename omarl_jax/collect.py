@@ -1,5 +1,6 @@
 """Episodes played on the device: the one loop behind evaluation, data collection and rendering."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -85,11 +86,11 @@ def collect_rows(
     act: Act,
     carry: Any,
     policies: Any,
-    key: chex.PRNGKey,
+    keys: Iterable[chex.PRNGKey],
     episodes: int,
     explore: bool = True,
-) -> tuple[Rows, dict[str, np.ndarray]]:
-    """Plays episodes and lays them out as the rows of a dataset, on the host.
+) -> Iterator[tuple[Rows, dict[str, np.ndarray]]]:
+    """Plays episodes, as often as there are keys, and lays them out as the rows of datasets, on the host.
 
     Args:
         env: the task.
@@ -97,12 +98,12 @@ def collect_rows(
         carry: its first carry.
         policies: the policy of each episode: every leaf begins with (P,) and episode e is played by policy
             e P // episodes, so that equal shares follow each other. None for a policy without parameters.
-        key: randomness.
-        episodes: how many.
+        keys: randomness of each dataset.
+        episodes: how many of each.
         explore: whether the behaviour explores.
 
-    Returns:
-        the rows; and for each of the task's quantities its sum over each episode, (E,).
+    Yields:
+        for each key the rows; and for each of the task's quantities its sum over each episode, (E,).
     """
     spec = env.task_spec
 
@@ -117,17 +118,18 @@ def collect_rows(
         return steps._replace(state=stored_state, metrics=totals, env_state=None)
 
     n_policies = 0 if policies is None else jax.tree.leaves(policies)[0].shape[0]
-    keys = jax.random.split(key, episodes)
     at_once = min(episodes, _EPISODES_AT_ONCE)
 
-    def part(start: int) -> tuple[Rows, dict[str, np.ndarray]]:
+    def part(keys: chex.PRNGKey, start: int) -> tuple[Rows, dict[str, np.ndarray]]:
         numbers = np.arange(start, start + at_once) % episodes  # the last part wraps: one compilation
         chosen = None if policies is None else jax.tree.map(lambda x: x[numbers * n_policies // episodes], policies)
         steps = jax.tree.map(lambda x: np.asarray(x)[: episodes - start], many(chosen, keys[numbers]))
         return _rows(steps), steps.metrics
 
-    parts = [part(start) for start in range(0, episodes, at_once)]
-    return jax.tree.map(lambda *xs: joined(xs), *parts)
+    for key in keys:
+        of_episodes = jax.random.split(key, episodes)
+        parts = [part(of_episodes, start) for start in range(0, episodes, at_once)]
+        yield jax.tree.map(lambda *xs: joined(xs), *parts)
 
 
 def _rows(steps: Steps) -> Rows:

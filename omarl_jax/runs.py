@@ -16,6 +16,7 @@ import numpy as np
 import omarl_envs
 
 import omarl_jax
+from omarl_jax import presets
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
@@ -98,6 +99,7 @@ class RunFolder:
                 "options": dict(run.options),
                 "config": dataclasses.asdict(run.config),
                 "config_hash": run.config_hash,
+                "preset": presets.preset(run.algorithm, run.task, run.dataset).source,
                 "data": {k: dataset.metadata.get(k) for k in known} | {"size": dataset.size, "hash": data_hash},
                 "reference": None
                 if None in reference

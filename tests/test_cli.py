@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     assert code == 0, err
     runs = sorted((tmp_path / "runs").iterdir())
     assert len(runs) == 4
+    assert "ling-pan/OMAR" in json.loads((runs[0] / "config.json").read_text())["preset"]
     assert (tmp_path / "report" / "report.html").exists()
     gif = tmp_path / "team.gif"
     code, out, err = run(monkeypatch, capsys, "evaluate", str(runs[0]), "--episodes", "5", "--gif", str(gif))
@@ -111,7 +113,7 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
 
 def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys, tmp_path):
     env = make("uav/iot")
-    rows, _ = collect_rows(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=2)
+    [(rows, _)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "log.csv")
     data = str(tmp_path / "data")
     assert run(monkeypatch, capsys, "data", "import", str(tmp_path / "log.csv"), "--out", data)[0] == 0

@@ -126,7 +126,9 @@ def test_failed_runs_are_counted_and_listed_but_in_no_number(tmp_path: Path, bro
     row = only_row(tmp_path / "runs")
     assert (row.mean, row.tails[0.1], row.best, row.started) == (60, 60, 50, 3)
     assert "2 of 3" in printed([row])
-    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].read_text()
+    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")
+    page = paths["report.html"].read_text()
+    assert why in paths["runs.csv"].read_text()
     assert html.escape(why) in page
     assert str(tmp_path / "runs" / "c") in page
 
@@ -297,6 +299,13 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
         "",
     )
     assert "| medium | omar | 30.0 ± 5.0 |" in paths["table.md"].read_text()
+    with paths["runs.csv"].open(newline="") as file:
+        lines = [record for record in csv.DictReader(file) if record["algorithm"] == "omar"]
+    assert [(line["seed"], float(line["mean"]), float(line["return"])) for line in lines] == [
+        ("0", 25.0, 150.0),
+        ("1", 30.0, 160.0),
+        ("2", 35.0, 170.0),
+    ]
 
 
 def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path) -> None:

@@ -171,8 +171,9 @@ def _run(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
     for run in finished:
         if run.failure is not None:
             complain("no result", f"{run.folder.name}: {run.failure}")
-    for name, reason in failed.items():
-        complain("failed", f"{name}: {reason}")
+    for reason, alike in results.grouped(failed.items(), lambda item: item[1]).items():
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        complain("failed", f"{alike[0][0]}{others}: {reason}")
     return 0 if any(run.failure is None for run in finished) and not failed else 1
 
 

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,9 +83,11 @@ def load_datasets(
     if quality in logs.PARTS:
         logs.check(quality, size)
         learned = _logs(task, json.dumps(options, sort_keys=True), tuple(seeds))
-        parts = (logs.cut(env, log, quality, size) for log in learned)
+        parts: Iterable[tuple[Rows, dict[str, np.ndarray], str]] = (
+            logs.cut(env, log, quality, size) for log in learned
+        )
     else:
-        parts = (_rollouts(env, quality, seed, size) for seed in seeds)
+        parts = _rollouts(env, quality, seeds, size)
     made = []
     for seed, (rows, totals, behaviour) in zip(seeds, parts, strict=True):
         metrics = {name: float(values.mean()) for name, values in totals.items()}
@@ -129,20 +131,24 @@ def _logs(task: str, options: str, seeds: tuple[int, ...]) -> list[logs.Log]:
     return logs.learn(make_env(task, **json.loads(options)), seeds)
 
 
-def _rollouts(env: MultiAgentEnv, quality: str, seed: int, size: int) -> tuple[Rows, dict[str, np.ndarray], str]:
-    """Rows, the episodes' totals of the task's quantities, and who played."""
-    episodes = -(-size // env.task_spec.episode_length)
-    key = jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality))
+def _rollouts(
+    env: MultiAgentEnv, quality: str, seeds: Sequence[int], size: int
+) -> Iterator[tuple[Rows, dict[str, np.ndarray], str]]:
+    """For each seed its rows, the episodes' totals of the task's quantities, and who played."""
     if quality == "random":
-        return *collect_rows(env, uniform_act(env.task_spec), (), None, key, episodes), "uniform actions"
-    snapshots = behaviour_snapshots(env, quality)
-    chosen = np.array(snapshots.metadata["recipe"][quality])
-    policies = jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
-    trained = ", ".join(str(snapshots.metadata["rounds"][i]) for i in chosen)
-    behaviour = f"{snapshots.algorithm} after {trained} rounds, with exploration noise"
-    if not _at_home(env, quality):
-        behaviour += ", trained on another form of the task"
-    return *collect_rows(env, *snapshots.functions, policies, key, episodes), behaviour
+        functions, policies, behaviour = (uniform_act(env.task_spec), ()), None, "uniform actions"
+    else:
+        snapshots = behaviour_snapshots(env, quality)
+        chosen = np.array(snapshots.metadata["recipe"][quality])
+        functions, policies = snapshots.functions, jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
+        trained = ", ".join(str(snapshots.metadata["rounds"][i]) for i in chosen)
+        behaviour = f"{snapshots.algorithm} after {trained} rounds, with exploration noise"
+        if not _at_home(env, quality):
+            behaviour += ", trained on another form of the task"
+    keys = (jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality)) for seed in seeds)
+    episodes = -(-size // env.task_spec.episode_length)
+    for rows, totals in collect_rows(env, *functions, policies, keys, episodes):
+        yield rows, totals, behaviour
 
 
 class Entry(NamedTuple):

@@ -45,7 +45,7 @@ def write_report(
         pictures: whether to play an episode with the first run of each method, for pictures of paths and quantiles.
 
     Returns:
-        name -> file: `report.html`, `table.md`, `table.csv`, and one per picture.
+        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, and one per picture.
     """
     if not runs:
         raise UserError("There is no finished run to report on.")
@@ -59,7 +59,8 @@ def write_report(
         drawn |= figures.draw_episodes(rows, out_dir)
     texts = {
         "table.md": tables.markdown(runs, rows),
-        "table.csv": tables.as_csv(rows),
+        "table.csv": tables.rows_as_csv(rows),
+        "runs.csv": tables.runs_as_csv(runs, rows),
         "report.html": page(runs, rows, drawn, still_running),
     }
     for name, text in texts.items():

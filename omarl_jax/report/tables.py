@@ -77,7 +77,7 @@ def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
     return "\n\n".join([*parts, *footnotes(rows), *sources(runs, rows)]) + "\n"
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def rows_as_csv(rows: Sequence[Row]) -> str:
     """All numbers of all rows, unrounded."""
     records = [
         {
@@ -111,6 +111,35 @@ def as_csv(rows: Sequence[Row]) -> str:
         }
         for row in rows
     ]
+    return _csv(records)
+
+
+def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
+    """One line for each run, in the order of the rows, and then those that diverged."""
+    records = [
+        {
+            **_origin(run),
+            "hyperparameters": json.dumps(row.differs) if row.differs else "",
+            "unit": "score" if row.normalised else "return",
+            "mean": final,
+            "return": run.final_returns.mean(),
+            "rounds_to_data_mean": rounds if np.isfinite(rounds) else None,
+            "saturation": run.saturation,
+        }
+        for row in rows
+        for run, final, rounds in zip(row.runs, row.finals, row.convergence, strict=True)
+    ]
+    return _csv([*records, *(_origin(run) | {"failure": run.failure} for run in runs if run.failure is not None)])
+
+
+def _origin(run: FinishedRun) -> dict[str, Any]:
+    """What a run is, and what its numbers may depend on."""
+    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "rounds")
+    record = {name: run.record.get(name) for name in ("date", "device", "code")}
+    return {name: getattr(run, name) for name in names} | {"data_hash": run.data.get("hash")} | record
+
+
+def _csv(records: Sequence[Mapping[str, Any]]) -> str:
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(records))))
     writer.writeheader()

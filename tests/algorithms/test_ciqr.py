@@ -191,9 +191,9 @@ def test_value_decomposition_finds_what_each_agent_adds(n: int) -> None:
 
 def test_adam_afresh_leaves_the_sign() -> None:
     config, method = make("ccql", published_adam=True, lr=1e-3)
-    state = method.init(jax.random.key(0), STATS)
+    state, update = method.init(jax.random.key(0), STATS), jit(method.update)
     for _ in range(3):
-        before, (state, _) = state, method.update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
+        before, (state, _) = state, update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
         moved = [
             np.abs(new - old).ravel()
             for new, old in zip(
@@ -247,10 +247,10 @@ def test_it_can_act_by_the_lowest_atoms(share: float, choice: int) -> None:
 
 def test_exploration_falls_from_all_to_few() -> None:
     _, method = make("ciql", epsilon_rounds=10.0)
-    state = method.init(jax.random.key(0), STATS)
+    state, update = method.init(jax.random.key(0), STATS), jit(method.update)
     shares = [float(state.policy.epsilon)]
     for _ in range(12):
-        state, _ = method.update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
+        state, _ = update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
         shares.append(float(state.policy.epsilon))
     np.testing.assert_allclose(shares, np.maximum(1 - 0.099 * np.arange(13), 0.01), rtol=1e-4)
 

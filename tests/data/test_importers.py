@@ -61,7 +61,7 @@ def test_the_end_is_terminal_where_the_task_says_so(log):
 
 
 def test_what_was_written_is_read_again(env, tmp_path):
-    rows, totals = collect_rows(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=2)
+    [(rows, totals)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "again.csv")
     again = read_csv(tmp_path / "again.csv", devices=DEVICES)
     for name, array in again.rows._asdict().items():
