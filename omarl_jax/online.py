@@ -4,6 +4,7 @@ It makes the behaviour policies of the offline datasets and fine-tunes policies 
 environments step in parallel; each time all have made one step, the learner makes one round.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +14,7 @@ from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax.collect import uniform_act
 from omarl_jax.errors import UserError
-from omarl_jax.types import Algorithm, Metrics, Transition
+from omarl_jax.types import Act, Algorithm, Metrics, Transition
 
 
 class OnlineState(NamedTuple):
@@ -39,29 +40,44 @@ class OnlineSettings(NamedTuple):
         n_envs: V, environments that step in parallel; also the environment steps for each learning round (the
             published particle runs make one round in 100 steps).
         capacity: transitions that the buffer holds.
-        warmup: environment steps with uniformly random actions and without learning, at the start.
+        warmup: environment steps with uniformly random actions and without learning, at the start; rounded up to steps
+            of all environments.
     """
 
     n_envs: int = 100
     capacity: int = 1_000_000
     warmup: int = 2_500
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps that each environment makes before the first round."""
+        return -(-self.warmup // self.n_envs)
+
 
 def init(
     algorithm: Algorithm, learner: Any, env: MultiAgentEnv, settings: OnlineSettings, key: chex.PRNGKey
 ) -> OnlineState:
-    """The state before the first step, for a learner that is fresh or was trained offline.
+    """The state after the warm-up, for a learner that is fresh or was trained offline.
 
     Raises:
         UserError: if the method needs more than single transitions.
     """
     if algorithm.needs.next_actions or algorithm.needs.batches > 1:
         raise UserError("This method cannot learn online: it needs more than single transitions.")
-    env_state, timestep = jax.vmap(env.reset)(jax.random.split(key, settings.n_envs))
-    _, example, _ = _interact(algorithm, env, learner.policy, env_state, timestep.observation, jnp.bool_(True), key)
+    wander = functools.partial(_interact, algorithm, env, uniform_act(env.task_spec), None)
+
+    reset_key, key = jax.random.split(key)
+    env_state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, settings.n_envs))
+    _, example, _ = jax.eval_shape(wander, env_state, timestep.observation, key)
     rows = max(settings.capacity // settings.n_envs, 1) * settings.n_envs
     buffer = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), example)
-    return OnlineState(learner, env_state, timestep.observation, buffer)
+
+    def step(state: OnlineState, number: chex.Array) -> tuple[OnlineState, None]:
+        seen, new, _ = wander(state.env_state, state.observation, jax.random.fold_in(key, number))
+        return OnlineState(learner, *seen, _written(state.buffer, new, number)), None
+
+    state = OnlineState(learner, env_state, timestep.observation, buffer)
+    return jax.lax.scan(step, state, jnp.arange(settings.warmup_steps))[0]
 
 
 def step(
@@ -75,48 +91,50 @@ def step(
     """One step of every environment, then one learning round.
 
     Args:
-        step: () int32, steps that each environment has made. All runs of a `vmap` must share it: then the buffer is
-            written in place.
+        step: () int32, steps that each environment has made since the warm-up. All runs of a `vmap` must share it: then
+            the buffer is written in place.
         key: the run's key, the same in every step: randomness is `fold_in(key, step)`.
 
     Returns:
         the next state; and metrics: those of the method, and the task's quantities, means over environments.
     """
     act_key, sample_key, update_key = jax.random.split(jax.random.fold_in(key, step), 3)
-    warming_up = step * settings.n_envs < settings.warmup
-    (env_state, observation), new, played = _interact(
-        algorithm, env, state.learner.policy, state.env_state, state.observation, warming_up, act_key
-    )
-    capacity = jax.tree.leaves(state.buffer)[0].shape[0]
-    start = step * settings.n_envs % capacity
-    write = lambda ring, x: jax.lax.dynamic_update_slice_in_dim(ring, x, start, 0)  # noqa: E731
-    buffer = jax.tree.map(write, state.buffer, new)
-    filled = jnp.minimum((step + 1) * settings.n_envs, capacity)
+    policy = state.learner.policy
+    seen, new, played = _interact(algorithm, env, algorithm.act, policy, state.env_state, state.observation, act_key)
+    number = settings.warmup_steps + step
+    buffer = _written(state.buffer, new, number)
+    filled = jnp.minimum((number + 1) * settings.n_envs, _capacity(buffer))
     drawn = jax.random.randint(sample_key, (algorithm.needs.batch_size,), 0, filled)
     batch = jax.tree.map(lambda ring: ring[drawn], buffer)
     learner, metrics = algorithm.update(state.learner, batch, update_key)
-    learner = jax.tree.map(lambda new, old: jnp.where(warming_up, old, new), learner, state.learner)
     metrics |= {name: values.mean() for name, values in played.items()}
-    return OnlineState(learner, env_state, observation, buffer), metrics
+    return OnlineState(learner, *seen, buffer), metrics
+
+
+def _capacity(buffer: Transition) -> int:
+    return int(buffer.obs.shape[0])
+
+
+def _written(buffer: Transition, new: Transition, step: chex.Array) -> Transition:
+    """The ring with the (V, …) transitions of a step."""
+    start = step * new.obs.shape[0] % _capacity(buffer)
+    return jax.tree.map(lambda ring, x: jax.lax.dynamic_update_slice_in_dim(ring, x, start, 0), buffer, new)
 
 
 def _interact(
     algorithm: Algorithm,
     env: MultiAgentEnv,
+    act: Act,
     policy: Any,
     env_state: Any,
     observation: Any,
-    warming_up: chex.Array,
     key: chex.PRNGKey,
 ) -> tuple[tuple[Any, Any], Transition, Metrics]:
     """Steps every environment, resets those whose episode has ended; returns (V,) transitions and task metrics too."""
-    random_act = uniform_act(env.task_spec)
 
     def one(env_state: Any, view: Any, key: chex.PRNGKey) -> tuple[tuple[Any, Any], Transition, Metrics]:
-        act_key, random_key, reset_key = jax.random.split(key, 3)
-        learned, _ = algorithm.act(policy, view.agents_view, view.action_mask, algorithm.carry, act_key, explore=True)
-        random, _ = random_act(None, view.agents_view, view.action_mask, (), random_key)
-        actions = jnp.where(warming_up, random, learned)
+        act_key, reset_key = jax.random.split(key)
+        actions, _ = act(policy, view.agents_view, view.action_mask, algorithm.carry, act_key, explore=True)
         next_env_state, timestep = env.step(env_state, actions)
         next_view, terminal = timestep.observation, timestep.discount == 0.0
         needs_state = algorithm.needs.state

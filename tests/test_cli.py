@@ -15,6 +15,8 @@ from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.importers import write_csv
 
+SHORT = ("--episodes", "5", "--final-episodes", "5")  # as many both times, so that it is compiled once
+
 
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["omarl", *arguments])
@@ -97,8 +99,8 @@ def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, tol
 
 def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     arguments = "train bc particle/spread random --seeds 0 1 --lr 0.01 0.001 --rounds 4 --size 500 --evaluations 1"
-    arguments += f" --batch-size 16 --hidden 8 --final-episodes 5 --out {tmp_path}"
-    code, _, err = run(monkeypatch, capsys, *arguments.split())
+    arguments += f" --batch-size 16 --hidden 8 --out {tmp_path}"
+    code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT)
     assert code == 0, err
     runs = sorted((tmp_path / "runs").iterdir())
     assert len(runs) == 4
@@ -121,7 +123,7 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     assert run(monkeypatch, capsys, "data", "export", data, "--out", str(again))[0] == 0
     assert again.read_bytes() == (tmp_path / "log.csv").read_bytes()
     arguments = f"train ciqr uav/iot {data} --risk 0.15 1.0 --rounds 2 --evaluations 1 --batch-size 8 --hidden 8"
-    code, _, err = run(monkeypatch, capsys, *arguments.split(), "--final-episodes", "3", "--out", str(tmp_path / "r"))
+    code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT, "--out", str(tmp_path / "r"))
     assert code == 0, err
     report = (tmp_path / "r" / "report" / "report.html").read_text()
     assert "episodes with risk" in report
@@ -152,7 +154,7 @@ def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
         (block,) = content["block"]
         small = {"hidden": [[8]], "batch_size": [16]}
         return make_grid(
-            content | {"final_episodes": 5, "block": [block | {"rounds": 10, "size": 500, "hyperparameters": small}]}
+            content | {"final_episodes": 64, "block": [block | {"rounds": 10, "size": 500, "hyperparameters": small}]}
         )
 
     monkeypatch.setattr(sweep, "make_grid", smaller)
@@ -172,7 +174,7 @@ def test_options_are_true_false_values_or_words():
 
 def test_a_diverged_run_is_named_with_its_round(monkeypatch, capsys, tmp_path):
     arguments = f"train bc particle/spread random --lr 1e30 --rounds 4 --size 500 --evaluations 2 --out {tmp_path}"
-    code, _, err = run(monkeypatch, capsys, *arguments.split(), "--batch-size", "16", "--hidden", "8")
+    code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT, "--batch-size", "16", "--hidden", "8")
     assert code == 1
     assert "no result: particle-spread_random_bc" in err
     assert "diverged at round" in err

@@ -23,7 +23,7 @@ GRID = """
 seeds = [0, 1]
 evaluations = 5
 episodes = 4
-final_episodes = 6
+final_episodes = 4
 [[block]]
 tasks = ["particle/spread"]
 datasets = ["random"]

@@ -80,8 +80,8 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
             state, metrics = online.step(learner, env, _SETTINGS, state, number, train_key)
             return state, {name: metrics[name] for name in env.metric_names}
 
-        state, metrics = jax.lax.scan(step, state, jnp.arange(_WARMUP + STEPS))
-        return jax.tree.map(lambda x: x[_WARMUP:], (state.buffer, metrics))
+        state, metrics = jax.lax.scan(step, state, jnp.arange(STEPS))
+        return jax.tree.map(lambda x: x[_WARMUP:], state.buffer), metrics
 
     layout = Layout.default(len(seeds))
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
