@@ -60,10 +60,12 @@ def init(
     """The state after the warm-up, for a learner that is fresh or was trained offline.
 
     Raises:
-        UserError: if the method needs more than single transitions.
+        UserError: if the method needs more than single transitions, or remembers.
     """
     if algorithm.needs.next_actions or algorithm.needs.batches > 1:
         raise UserError("This method cannot learn online: it needs more than single transitions.")
+    if jax.tree.leaves(algorithm.carry):
+        raise UserError("This method cannot learn online: its policy remembers, and transitions do not tell what.")
     wander = functools.partial(_interact, algorithm, env, uniform_act(env.task_spec), None)
 
     reset_key, key = jax.random.split(key)

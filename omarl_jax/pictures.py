@@ -61,7 +61,7 @@ def write_quantiles(
     length = int(steps.valid.sum())
     if not all(0 <= step < length for step in at):
         raise UserError(f"The episode has the steps 0 to {length - 1}, not {', '.join(map(str, at))}.")
-    times = np.array(at) if len(at) else np.linspace(0, length - 1, 4).round().astype(int)
+    times = np.array(at) if len(at) else np.unique(np.linspace(0, length - 1, 4).round().astype(int))
     atoms = jax.vmap(ciqr.action_atoms(team.config, env.task_spec), (None, 0))(team.params, steps.obs[times])
     chosen = jnp.take_along_axis(atoms, steps.actions[times][..., None, None], axis=-1)[..., 0]  # (times, N, Q)
     whose = [f"agent {n}" for n in range(env.num_agents)]

@@ -1,7 +1,7 @@
 """The pictures of a report, as matplotlib figures that need no display.
 
 Most functions take `methods`, all methods of the report in one order, since the place in it decides a method's colour:
-so a method looks the same in every picture.
+so a method looks the same in every picture but those of a setting (`grid`), which have a line for each algorithm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,7 +163,7 @@ def returns_histogram(
         xi: the risk level of the CVaR that is marked.
         level: the mean of the data, marked in every row.
     """
-    bins = np.histogram_bin_edges(np.concatenate(list(returns.values())), bins=60)
+    bins = statistics.histogram_edges(np.concatenate(list(returns.values())), 60)
     figure = Figure(figsize=(7, 0.75 * len(returns) + 1.1), layout="constrained")
     rows = figure.subplots(len(returns), sharex=True, squeeze=False)[:, 0]
     for axes, (method, episodes) in zip(rows, returns.items(), strict=True):
@@ -241,6 +241,8 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
         handles, labels = axes.get_legend_handles_labels()
         drawn |= zip(labels, handles, strict=True)
     shown = [method for method in methods if method in drawn]
+    if not shown:
+        return
     entry = 0.6 * _SMALL * max(map(len, shown)) + 5 * _SMALL  # points: the text, the line before it and the gaps
     columns = max(1, min(len(shown), int(72 * figure.get_figwidth() / entry)))
     figure.set_figheight(figure.get_figheight() + 1.6 * _SMALL / 72 * -(-len(shown) // columns))

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -153,7 +154,7 @@ def load_runs(folder: Path) -> list[FinishedRun]:
     if missing := unfinished(folder):
         names = ", ".join(str(run.relative_to(folder)) for run in missing)
         logging.getLogger(__name__).warning("Left out %d unfinished runs: %s", len(missing), names)
-    return [_read(path) for path in _run_folders(folder) if (path / "DONE").exists()]
+    return [load_run(path) for path in _run_folders(folder) if (path / "DONE").exists()]
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -197,7 +198,12 @@ def _run_folders(folder: Path) -> list[Path]:
     return sorted(config.parent for config in folder.rglob("config.json"))
 
 
-def _read(folder: Path) -> FinishedRun:
+def load_run(folder: Path) -> FinishedRun:
+    """Reads one finished run.
+
+    Raises:
+        UserError: if the folder is damaged.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -212,7 +218,7 @@ def _read(folder: Path) -> FinishedRun:
             **{name: config[name] for name in ("options", "config", "config_hash", "data")},
             reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
             evaluations=arrays["rounds"],
-            returns=arrays["returns"],
+            returns=arrays["returns"] if arrays["returns"].size else np.zeros((0, 1)),
             final_returns=arrays["final_returns"],
             final_metrics={
                 name.removeprefix("final_"): values
@@ -322,7 +328,7 @@ def _iqm_interval(finals: np.ndarray) -> statistics.Interval:
 
 def exposure(metrics: Mapping[str, float], name: str = "risk") -> float:
     """The share of steps that an agent (`risk_0`), or an agent on average (`risk`), is at risk."""
-    agents = 1 if name != "risk" else max(sum(other.startswith("risk_") for other in metrics), 1)
+    agents = 1 if name != "risk" else max(sum(re.fullmatch(r"risk_\d+", other) is not None for other in metrics), 1)
     return metrics[name] / metrics.get("length", 1.0) / agents
 
 

@@ -48,6 +48,16 @@ def iqm(scores: Scores) -> np.ndarray:
     return pooled[..., runs // 4 : runs - runs // 4].mean(axis=-1)
 
 
+def histogram_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Edges of equally wide bins, (bins + 1,); values that are all but equal get bins around them."""
+    values = np.asarray(values, np.float64)
+    low, high = values.min(), values.max()
+    margin = 1e-6 * max(abs(low), abs(high), 1e-300)
+    if high - low < margin:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1)
+
+
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
     """The share of all runs of all tasks that score above each threshold.
 

@@ -7,14 +7,17 @@ that was killed continues from its checkpoint with the same layout and ends with
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 import time
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,7 +41,7 @@ class Grid:
 
     Attributes:
         runs: all runs.
-        evaluations: evaluations during training, evenly spread, the last one at its end.
+        evaluations: evaluations during training, evenly spread, the last one at its end; fewer where rounds are few.
         episodes: of each of them.
         final_episodes: of the last policy.
     """
@@ -49,26 +52,22 @@ class Grid:
     final_episodes: int = 1_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What is told after each chunk.
+class Progress(NamedTuple):
+    """What is told of a pack when it goes on from a checkpoint, after each chunk, and if it was done already.
 
     Attributes:
-        pack: number of the pack, from 0.
-        round, rounds: learning rounds done and to do.
-        runs: runs in the pack.
-        updates_per_second: learning rounds of all runs of the pack, of the last chunk, evaluation left out.
+        round: learning rounds done.
+        updates_per_second: learning rounds of all runs of the pack, of the last chunk, evaluation left out; NaN if
+            there was none.
         unit: `score` if the task has a reference to normalise with, else `return`.
-        value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have.
+        value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have, or if
+            there was none.
     """
 
-    pack: int
     round: int
-    rounds: int
-    runs: list[Run]
-    updates_per_second: float
-    unit: str
-    value: float
+    updates_per_second: float = math.nan
+    unit: str = "return"
+    value: float = math.nan
 
 
 _TOP = {"seeds", "data_seed", "evaluations", "episodes", "final_episodes", "block"}
@@ -179,7 +178,7 @@ def packs(runs: Sequence[Run]) -> list[list[Run]]:
 def sweep(
     grid: Grid,
     out: pathlib.Path,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[int, Progress], None] = lambda pack, progress: None,
     wandb: str | None = None,
 ) -> dict[str, str]:
     """Trains all runs of a grid that are not done yet.
@@ -187,7 +186,7 @@ def sweep(
     Args:
         grid: the runs.
         out: folder; `out/runs` holds a folder for each run, `out/packs` the checkpoints.
-        report: told after each chunk.
+        report: told how it goes on, with the number of the pack among `packs(grid.runs)`.
         wandb: a Weights & Biases project to log to.
 
     Returns:
@@ -196,13 +195,19 @@ def sweep(
     """
     failed: dict[str, str] = {}
     for number, pack in enumerate(packs(grid.runs)):
-        for part in _unfinished(pack, out):
+        parts = _unfinished(pack, out)
+        if not parts:
+            report(number, Progress(pack[0].rounds))
+        for part in parts:
             try:
-                train_pack(part, grid, out, _numbered(report, number), wandb)
+                train_pack(part, grid, out, functools.partial(report, number), wandb)
             except UserError as error:
                 failed |= {run.name: str(error) for run in part}
             except Exception as error:  # one failing program must not stop the others
-                failed |= {run.name: f"{type(error).__name__}: {error}" for run in part}
+                file = _pack_folder(part, out) / "error.txt"
+                with replacing(file) as partial:
+                    partial.write(traceback.format_exc().encode())
+                failed |= {run.name: f"{type(error).__name__}: {error} (see '{file}')" for run in part}
     return failed
 
 
@@ -221,10 +226,6 @@ def _unfinished(pack: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
     return [*parts, fresh] if fresh else parts
 
 
-def _numbered(report: Callable[[Progress], None], number: int) -> Callable[[Progress], None]:
-    return lambda progress: report(dataclasses.replace(progress, pack=number))
-
-
 def train_pack(
     runs: Sequence[Run],
     grid: Grid,
@@ -232,7 +233,10 @@ def train_pack(
     report: Callable[[Progress], None] = lambda progress: None,
     wandb: str | None = None,
 ) -> None:
-    """Trains the runs of one program to the end, from their checkpoint if there is one."""
+    """Trains the runs of one program to the end, from their checkpoint if there is one.
+
+    A run that was finished in other company learns along, and what is written of it stays as it is.
+    """
     first = runs[0]
     env = make_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
@@ -251,60 +255,92 @@ def train_pack(
         env,
         layout,
     )
-    checkpoints = Checkpoints(folder / "checkpoints")
-    if (saved := checkpoints.restore(trainer.runs)) is not None:
-        trainer.resume(*saved)
+    with contextlib.ExitStack() as opened:
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
+        if (saved := checkpoints.restore(trainer.runs)) is not None:
+            trainer.resume(*saved)
+            report(Progress(trainer.round))
+        outputs: dict[int, _Output] = {}
+        for i, (run, data) in enumerate(zip(runs, data_of, strict=True)):
+            run_folder = RunFolder(out / "runs" / run.name)
+            if not run_folder.done:
+                run_folder.begin(run, datasets[data], hashes[data])
+                outputs[i] = opened.enter_context(contextlib.closing(_Output(run, run_folder, trainer.round, wandb)))
+        del datasets  # the trainer has them
+        _train(trainer, grid, first.rounds, outputs, checkpoints, report)
 
-    folders = [RunFolder(out / "runs" / run.name) for run in runs]
-    logs: list[list[loggers.Logger]] = []
-    evaluations = [folder.evaluations(until=trainer.round) for folder in folders]
-    for run, run_folder, data in zip(runs, folders, data_of, strict=True):
-        run_folder.begin(run, datasets[data], hashes[data])
-        sinks: list[loggers.Logger] = [loggers.JsonLines(run_folder.path / "metrics.jsonl", trainer.round)]
+
+class _Output:
+    """Where the numbers of one run go."""
+
+    def __init__(self, run: Run, folder: RunFolder, round: int, wandb: str | None):
+        self.run, self.folder = run, folder
+        self._evaluations = folder.evaluations(until=round)
+        self._sinks: list[loggers.Logger] = [loggers.JsonLines(folder.path / "metrics.jsonl", round)]
         if wandb is not None:
             config = dataclasses.asdict(run.config) | {"task": run.task, "dataset": run.dataset, "seed": run.seed}
             group = f"{run.variant or run.algorithm}-{run.config_hash}"
-            sinks.append(loggers.WandB(wandb, run_folder.path, run.name, group, config))
-        logs.append(sinks)
-    del datasets  # the trainer has them
+            self._sinks.append(loggers.WandB(wandb, folder.path, run.name, group, config))
 
-    rates = []
-    for end in (n for n in chunk_ends(first.rounds, grid.evaluations) if n > trainer.round):
-        began, size = time.perf_counter(), end - trainer.round
-        metrics = trainer.advance(size)
-        rates.append(size * len(runs) / (time.perf_counter() - began))
-        returns = trainer.evaluate(grid.episodes)["return"]
-        for i, (sinks, seen, run_folder) in enumerate(zip(logs, evaluations, folders, strict=True)):
-            row = {"round": trainer.round} | {k: float(v[i]) for k, v in metrics.items()}
-            row |= {"return": float(returns[i].mean()), "updates_per_second": rates[-1]}
-            for sink in sinks:
-                sink.log(row)
-            seen["rounds"].append(np.asarray(trainer.round))
-            seen["returns"].append(returns[i])
-            run_folder.write_evaluations(seen)
-        checkpoints.save(trainer.round, trainer.runs)
-        sound = returns[trainer.diverged_at < 0]
-        mean = float(sound.mean()) if len(sound) else np.nan
-        unit, value = ("return", mean) if env.reference is None else ("score", env.reference.normalise(mean))
-        report(Progress(0, trainer.round, first.rounds, list(runs), rates[-1], unit, value))
+    def log(self, round: int, metrics: dict[str, float], returns: np.ndarray) -> None:
+        """Writes down a chunk and the evaluation after it, returns (episodes,)."""
+        row = {"round": round, **metrics, "return": float(returns.mean())}
+        for sink in self._sinks:
+            sink.log(row)
+        self._evaluations["rounds"].append(np.asarray(round))
+        self._evaluations["returns"].append(returns)
+        self.folder.write_evaluations(self._evaluations)
 
-    final = trainer.evaluate(grid.final_episodes)
-    record = environment_record() | {
-        "pack": folder.name,
-        "layout": dataclasses.asdict(trainer.layout),
-        "updates_per_second": float(np.median(rates)) if rates else None,
-    }
-    for i, (run, run_folder) in enumerate(zip(runs, folders, strict=True)):
-        run_folder.write_evaluations(evaluations[i], {k: v[i] for k, v in final.items()})
+    def finish(self, final: dict[str, np.ndarray], trainer: Trainer, i: int, record: dict[str, Any]) -> None:
+        """Writes down run i of a trainer that has come to its end."""
+        self.folder.write_evaluations(self._evaluations, final)
         diverged = int(trainer.diverged_at[i])
         outcome: dict[str, Any] = {"status": "finished", "diverged_at": None, "reason": None}
         if diverged >= 0:
             reason = f"not finite from round {diverged} on; the policy is the last good one"
             outcome = {"status": "diverged", "diverged_at": diverged, "reason": reason}
-        run_folder.finish(run, trainer.spec, trainer.policy(i), record | outcome)
-    for sink in itertools.chain(*logs):
-        sink.close()
-    checkpoints.close()
+        self.folder.finish(self.run, trainer.spec, trainer.policy(i), record | outcome)
+
+    def close(self) -> None:
+        """Closes the logs."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def _train(
+    trainer: Trainer,
+    grid: Grid,
+    rounds: int,
+    outputs: dict[int, _Output],
+    checkpoints: Checkpoints,
+    report: Callable[[Progress], None],
+) -> None:
+    """Trains to the end; `outputs` are those of the runs, by their number, that are to be written down."""
+    assert trainer.env is not None
+    reference = trainer.env.reference
+    rates = []
+    for end in (n for n in chunk_ends(rounds, grid.evaluations) if n > trainer.round):
+        began, size = time.perf_counter(), end - trainer.round
+        metrics = trainer.advance(size)
+        rates.append(size * trainer.n_runs / (time.perf_counter() - began))
+        returns = trainer.evaluate(grid.episodes)["return"]
+        for i, output in outputs.items():
+            of_run = {name: float(values[i]) for name, values in metrics.items()}
+            output.log(trainer.round, of_run | {"updates_per_second": rates[-1]}, returns[i])
+        checkpoints.save(trainer.round, trainer.runs)
+        sound = returns[trainer.diverged_at < 0]
+        mean = float(sound.mean()) if len(sound) else math.nan
+        unit, value = ("return", mean) if reference is None else ("score", float(reference.normalise(mean)))
+        report(Progress(trainer.round, rates[-1], unit, value))
+
+    final = trainer.evaluate(grid.final_episodes)
+    record = environment_record() | {
+        "pack": checkpoints.folder.parent.name,
+        "layout": dataclasses.asdict(trainer.layout),
+        "updates_per_second": float(np.median(rates)) if rates else None,
+    }
+    for i, output in outputs.items():
+        output.finish({name: values[i] for name, values in final.items()}, trainer, i, record)
 
 
 def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int]) -> list[Dataset]:
@@ -315,7 +351,11 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int]) -> li
     made_with = dataset.metadata.get("options", {})
     if made_with != json.loads(json.dumps(dict(run.options))):
         raise UserError(f"The data in '{run.dataset}' were made with the task's options {made_with}: give the same.")
-    known, metadata = scores(env, float(dataset.episode_returns().mean())), dataset.metadata
+    metadata = dataset.metadata
+    mean_return = metadata.get("mean_return")
+    if mean_return is None and env.metric_names == ("return",):  # a task that knows more may count it otherwise
+        mean_return = float(dataset.episode_returns().mean())
+    known = scores(env, mean_return)
     if env.reference is None:  # the data may know more
         return [dataclasses.replace(dataset, metadata=known | metadata)] * len(data_seeds)
     comparable = known["comparable"] and metadata.get("comparable", True)

@@ -332,6 +332,6 @@ def train(
 
 
 def chunk_ends(rounds: int, evaluations: int) -> list[int]:
-    """The rounds after which to evaluate, all equally far apart but for the last, which may come sooner."""
+    """The rounds after which to evaluate, at most so many: equally far apart, but the last may come sooner."""
     size = -(-rounds // evaluations)
     return [*range(size, rounds, size), rounds]

@@ -17,7 +17,7 @@ from rich.console import Console
 from omarl_jax import algorithms, plotting, presets
 from omarl_jax.errors import UserError
 from omarl_jax.report import figures, print_table, write_report
-from omarl_jax.results import Row, load_runs, table, unfinished
+from omarl_jax.results import Row, exposure, load_runs, table, unfinished
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
 TEN = np.arange(10.0)  # mean 4.5, lowest tenth 0
@@ -272,13 +272,16 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
         for seed, value in enumerate(values):
             write_run(tmp_path / "runs" / f"{algorithm}{seed}", np.full(10, value), algorithm=algorithm, seed=seed)
     write_run(tmp_path / "runs" / "stopped", TEN, seed=9, done=False)
-    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out", unfinished(tmp_path / "runs"))
+    paths = write_report(
+        load_runs(tmp_path / "runs"), tmp_path / "out", dict.fromkeys(unfinished(tmp_path / "runs"), "no room")
+    )
     page = paths["report.html"].read_text()
     assert "<script" not in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 3  # curves, histogram, profiles
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert str(tmp_path / "runs" / "stopped") in page
+    assert f"{tmp_path / 'runs' / 'stopped'}</td><td>no room</td>" in page
+    assert "1 runs are not finished" in paths["table.md"].read_text()
     for name in ("curves-particle-spread", "returns-particle-spread-medium", "profiles"):
         assert paths[name].read_bytes().startswith(b"\x89PNG")
 
@@ -388,6 +391,22 @@ def test_options_of_the_task_and_the_size_of_the_data_tell_rows_apart(tmp_path: 
     assert names == ["omar (size=10)", "omar (size=20)", "omar (risk_penalty=100)", "omar (risk_penalty=300)"]
 
 
+def test_returns_that_are_all_but_equal(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", np.float32([1000.0, np.nextafter(np.float32(1000), np.float32(2000))]))
+    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].exists()
+
+
+def test_a_run_whose_evaluations_were_lost_still_counts(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", 200 + TEN, returns=())
+    assert only_row(tmp_path / "runs").mean == 52.25
+    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].exists()
+
+
+def test_other_risks_of_a_task_are_no_agents(tmp_path: Path) -> None:
+    assert exposure({"risk": 5.0, "risk_zone": 1.0, "length": 10.0}) == 0.5
+    assert exposure({"risk": 5.0, "risk_0": 1.0, "risk_1": 4.0, "length": 10.0}) == 0.25
+
+
 def test_scores_and_returns_never_stand_in_one_cell(tmp_path: Path) -> None:
     write_run(tmp_path / "0", TEN, options={"n_agents": 3}, config_hash="a")
     write_run(tmp_path / "1", TEN, options={"n_agents": 5}, config_hash="b", reference=None, data={"hash": "y"})
@@ -395,6 +414,7 @@ def test_scores_and_returns_never_stand_in_one_cell(tmp_path: Path) -> None:
     rows = table(load_runs(tmp_path))
     assert [row.normalised for row in rows] == [True, False, False]
     assert rows[1].mean == rows[2].mean == 4.5
+    assert figures._units(rows) == "score or return"
 
 
 def test_data_of_several_settings_have_no_common_mean(tmp_path: Path) -> None:

@@ -10,13 +10,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import omarl_jax.sweep
 from omarl_jax import UserError, load_dataset, make_env, results
+from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data import recipes
+from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import save
-from omarl_jax.sweep import open_datasets, packs, read_grid
+from omarl_jax.sweep import make_grid, open_datasets, packs, read_grid
 from omarl_jax.sweep import sweep as run_sweep
 
 GRID = """
@@ -32,6 +36,8 @@ rounds = 2000
 size = 1000
 hyperparameters = { hidden = [[8]], batch_size = 64, lr = [0.01, 0.001] }
 """
+
+UAV = {"seeds": [0], "block": [{"tasks": ["uav/iot"], "datasets": ["middle"], "algorithms": ["ciqr"]}]}
 
 
 @pytest.fixture
@@ -175,13 +181,53 @@ def test_what_was_begun_goes_on_in_the_company_in_which_it_began(grid, tmp_path,
     for runs in ([first], whole.runs[1:]):
         assert not run_sweep(dataclasses.replace(whole, runs=runs), out)
     (out / "runs" / third.name / "DONE").unlink()
-    trained = []
-    monkeypatch.setattr("omarl_jax.sweep.train_pack", lambda runs, *others: trained.append(runs))
+    trained, train_pack = [], omarl_jax.sweep.train_pack
+    monkeypatch.setattr(omarl_jax.sweep, "train_pack", lambda *given: (trained.append(given[0]), train_pack(*given)))
+    finished = {run.name: written(out, run) for run in (first, second)}
     assert not run_sweep(whole, out)
     assert trained == [whole.runs[1:]]
+    assert (out / "runs" / third.name / "DONE").exists()
+    assert finished == {run.name: written(out, run) for run in (first, second)}  # it learned along, nothing more
     (out / "runs" / second.name / "DONE").unlink()
     assert not run_sweep(dataclasses.replace(whole, runs=[second]), out)
     assert trained[1:] == [[second]]  # the others are not asked for
+
+
+def test_what_a_method_raises_is_kept_and_the_next_pack_goes_on(grid, tmp_path, monkeypatch):
+    grid.write_text(GRID.replace("rounds = 2000", "rounds = 4").replace('["bc"]', '["bc", "cql"]'))
+    runs = read_grid(grid).runs
+    monkeypatch.setattr(omarl_jax.sweep, "train_pack", lambda pack, *others: {}[pack[0].algorithm])
+    told = []
+    failed = run_sweep(read_grid(grid), tmp_path / "out", lambda pack, progress: told.append((pack, progress.round)))
+    assert failed.keys() == {run.name for run in runs}
+    errors = sorted((tmp_path / "out").glob("packs/*/error.txt"))
+    assert len(errors) == 2
+    for error in errors:
+        assert "Traceback" in error.read_text()
+        assert any(
+            f"KeyError: 'bc' (see '{error}')" == why or f"KeyError: 'cql' (see '{error}')" == why
+            for why in failed.values()
+        )
+    for run in runs:
+        (tmp_path / "out" / "runs" / run.name).mkdir(parents=True)
+        (tmp_path / "out" / "runs" / run.name / "DONE").touch()
+    assert not run_sweep(read_grid(grid), tmp_path / "out", lambda pack, progress: told.append((pack, progress.round)))
+    assert told == [(0, 4), (1, 4)]  # what is done is told as done
+
+
+def test_the_mean_of_data_on_disk_is_what_policies_are_judged_by(tmp_path):
+    env = make_env("uav/iot")
+    [(rows, totals)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    run = dataclasses.replace(make_grid(UAV).runs[0], dataset=str(tmp_path / "data"))
+    for metadata, mean in (({}, None), ({"mean_return": float(totals["return"].mean())}, totals["return"].mean())):
+        save(Dataset(env.task_spec, rows, metadata), tmp_path / "data")
+        (dataset,) = open_datasets(env, run, [0])
+        assert dataset.metadata["mean_return"] == mean  # not the sum of rewards, which counts otherwise
+        shutil.rmtree(tmp_path / "data")
+
+
+def written(out, run):
+    return {path.name: path.read_bytes() for path in (out / "runs" / run.name).iterdir()}
 
 
 def one_reason(grid, tmp_path):

@@ -1,5 +1,6 @@
 """The compiled loop: what a run computes must not depend on its neighbours, on chunks, on devices or on a restart."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from omarl_jax import UserError, algorithms, evaluation, load_dataset, make_algorithm, make_env, online, train
+from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.layout import Layout
 from omarl_jax.training import Trainer, chunk_ends
 from omarl_jax.types import Stats
@@ -23,10 +25,12 @@ def dataset():
     return load_dataset("particle/spread", "random", size=1_000)
 
 
-def trainer(dataset, seeds, layout=None, lrs=None, data=1, **overrides):
-    method = algorithms.find("omar")
+def trainer(dataset, seeds, layout=None, lrs=None, data=1, method="omar", **overrides):
+    method = algorithms.find(method)
     lrs = lrs or [0.01] * len(seeds)
-    configs = [method.configure(dataset.spec, SMALL | {"lr": lr} | overrides) for lr in lrs]
+    known = {field.name for field in dataclasses.fields(method.config)}
+    small = {name: value for name, value in SMALL.items() if name in known}
+    configs = [method.configure(dataset.spec, small | {"lr": lr} | overrides) for lr in lrs]
     data_of = [i % data for i in range(len(seeds))]
     return Trainer(method, configs, seeds, [dataset] * data, data_of, make_env("particle/spread"), layout)
 
@@ -53,21 +57,27 @@ def test_a_run_alone_equals_itself_in_a_pack(dataset):
 
 
 def test_the_size_of_the_chunk_changes_nothing(dataset):
-    one, many = trainer(dataset, [0, 1]), trainer(dataset, [0, 1])
+    one, many = trainer(dataset, [0, 1], method="bc"), trainer(dataset, [0, 1], method="bc")
     one.advance(6)
     for _ in range(3):
         many.advance(2)
     assert_equal(leaves(one, 1), leaves(many, 1), 0.0)
 
 
-def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset):
-    straight, first, second = (trainer(dataset, [0, 1]) for _ in range(3))
+@pytest.mark.parametrize(("runs", "layout"), [(2, Layout(1, 1)), (2, Layout(2, 1)), (3, Layout(2, 1))])
+def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, runs, layout, tmp_path):
+    """Runs one after the other, all side by side, and split in time."""
+    straight, first, second = (trainer(dataset, range(runs), layout, method="bc") for _ in range(3))
     straight.advance(4)
     straight.advance(4)
     first.advance(4)
-    second.resume(jax.tree.map(np.asarray, first.runs), first.round)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(first.round, first.runs)
+        second.resume(*checkpoints.restore(second.runs))
+    assert second.round == 4
     second.advance(4)
-    assert_equal(leaves(straight, 0), leaves(second, 0), 0.0)
+    for run in range(runs):
+        assert_equal(leaves(straight, run), leaves(second, run), 0.0)
     a, b = straight.evaluate(3), second.evaluate(3)
     np.testing.assert_array_equal(a["return"], b["return"])
 
@@ -215,6 +225,7 @@ def test_runs_spread_over_devices_equal_runs_on_one():
     script = """
 import jax, numpy as np
 from omarl_jax import algorithms, load_dataset
+from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.layout import Layout
 from omarl_jax.training import Trainer
 dataset = load_dataset("particle/spread", "random", size=1000)

@@ -1,15 +1,16 @@
 """MA-CIQR: conservative quantile regression for discrete actions, each agent for itself (Eldeeb et al. 2024, MA-CQR).
 
-Each agent i learns N atoms θ_ij(o_i, a) at the fractions τ_j = ξ (2j + 1) / 2N, j = 0 … N - 1:
+Each of N agents i learns M atoms θ_ij(o_i, a) at the fractions τ_j = ξ (2j + 1) / 2M, j = 0 … M - 1:
 
     y_j' = r_i + γ (1 - d) θ̄_ij'(o'_i, a*),   a* = argmax_a Σ_j θ̄_ij(o'_i, a)
-    L_TD = ½ mean Σ_j 1/N Σ_j' |τ_j - 1{δ_jj' < 0}| H_κ(δ_jj') / κ,   δ_jj' = y_j' - θ_ij(o_i, a_i)
+    L_TD = ½ mean Σ_j 1/M Σ_j' |τ_j - 1{δ_jj' < 0}| H_κ(δ_jj') / κ,   δ_jj' = y_j' - θ_ij(o_i, a_i)
     L = L_TD + α mean Σ_j [log Σ_a exp θ_ij(o_i, a) - θ_ij(o_i, a_i)]
 
 and acts greedily by the mean of its atoms: by the mean of the return for ξ = 1, and by an estimate of its CVaR at level
 ξ below that. The tail is taken in every step anew, which is more cautious than the CVaR of the whole return. With
-`greedy_risk` ζ it acts by the lowest share ζ of its atoms instead, an estimate of the CVaR at level ζ ξ of what the
-policy that is greedy by all atoms would get.
+`greedy_risk` ζ it acts by the atoms of the lowest fractions instead, a share ζ of all, which estimate the CVaR at level
+ζ ξ of what the policy that is greedy by all atoms would get. Nothing keeps atoms from crossing; they stay in the order
+of their fractions.
 
 Within κ of its target the Huber loss is a square, which draws quantiles that lie closer together than κ to their mean:
 they are right where returns spread over a hundred κ or more. Where they do not, raise `reward_scale`, which multiplies
@@ -77,13 +78,13 @@ class Config:
     risk: float = 1.0
     """ξ: the share of the worst outcomes that counts."""
     greedy_risk: float = 1.0
-    """ζ: the share of the lowest atoms that it acts by."""
+    """ζ: the share of the atoms, those of the lowest fractions, that it acts by."""
     huber: float = 1.0
     """κ, where the loss of quantiles turns from squares to lines."""
     reward_scale: float = 1.0
     """Factor of the rewards."""
     quantiles: int = 8
-    """N, atoms of an action; 0 learns the mean alone."""
+    """M, atoms of an action; 0 learns the mean alone."""
     centralised: bool = False
     """Learn the sum of all agents' values."""
     first_epsilon: float = 1.0

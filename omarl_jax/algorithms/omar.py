@@ -14,8 +14,8 @@ draws as many actions uniformly. As published, π_i(o_i) and the candidates of a
 their own, with the batch statistics of that pass. Published scores use `search_steps` 3 and K 10 (particle tasks), or
 `cem` with 2, 20 and 5 elites (MuJoCo).
 
-Note the published c: it is 1 in half of the particle datasets, which leaves no policy gradient at all. The published
-code never passes MuJoCo's γ of 0.99 on and runs with 0.95; set `gamma` for either.
+Note the published c: it is 1 in five of the twelve particle datasets, which leaves no policy gradient at all. The
+published code never passes MuJoCo's γ of 0.99 on and runs with 0.95; set `gamma` for either.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The command line. Each verb is a function; its arguments and its help come from its signature.
 
-A mistake of the user ends with one sentence and exit code 1; so does a sweep in which runs failed or none has a
-result, after its report.
+A mistake of the user ends with one sentence and exit code 1, but 2 where arguments are missing or are none; so does a
+sweep in which runs failed or none has a result, after its report.
 Everything that needs JAX is imported by the verb that needs it, so that `--help` is quick.
 """
 

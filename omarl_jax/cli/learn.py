@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -136,7 +137,7 @@ def _run(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
     from omarl_jax import results
     from omarl_jax import sweep as sweeps
 
-    grouped = sweeps.packs(grid.runs)
+    packs = sweeps.packs(grid.runs)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -147,25 +148,20 @@ def _run(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
         TextColumn("{task.fields[score]}"),
     )
     with Progress(*columns, console=console) as progress:
-        bars = [
-            progress.add_task(_title(pack), total=pack[0].rounds, rate="", score="", start=False) for pack in grouped
-        ]
+        bars = [progress.add_task(_title(pack), total=pack[0].rounds, rate="", score="", start=False) for pack in packs]
 
-        def tell(told: "sweeps.Progress") -> None:
-            progress.start_task(bars[told.pack])
-            progress.update(
-                bars[told.pack],
-                completed=told.round,
-                rate=f"{told.updates_per_second:,.0f} updates/s",
-                score=f"{told.unit} {told.value:.1f}",
-            )
+        def tell(pack: int, told: "sweeps.Progress") -> None:
+            progress.start_task(bars[pack])
+            rate = "" if math.isnan(told.updates_per_second) else f"{told.updates_per_second:,.0f} updates/s"
+            score = "" if math.isnan(told.value) else f"{told.unit} {told.value:.1f}"
+            progress.update(bars[pack], completed=told.round, rate=rate, score=score)
 
         failed = sweeps.sweep(grid, out, tell, wandb)
-    names = {run.name for run in grid.runs}
-    there = results.load_runs(out / "runs") if (out / "runs").is_dir() else []
-    finished = [run for run in there if run.folder.name in names]
+    folders = [out / "runs" / run.name for run in grid.runs]
+    finished = [results.load_run(folder) for folder in folders if (folder / "DONE").exists()]
     if finished:
-        paths = reports.write_report(finished, out / "report")
+        missing = {folder: failed.get(folder.name, "") for folder in folders if not (folder / "DONE").exists()}
+        paths = reports.write_report(finished, out / "report", missing)
         reports.print_table(results.table(finished), console)
         print_paths(paths)
     for run in finished:

@@ -103,6 +103,7 @@ def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = 
     finished = results.load_runs(runs)
     if not finished:
         raise UserError(f"There are no finished runs in '{runs}'.")
-    paths = report.write_report(finished, out or runs / "report", results.unfinished(runs), pictures)
+    missing = dict.fromkeys(results.unfinished(runs), "")
+    paths = report.write_report(finished, out or runs / "report", missing, pictures)
     report.print_table(results.table(finished), console)
     print_paths(paths)

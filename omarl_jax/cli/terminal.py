@@ -34,6 +34,6 @@ def pairs(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"What is set is written name=value, not '{pair}'.")
         try:
             options[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             options[name] = value
     return options

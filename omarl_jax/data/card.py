@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from omarl_envs.spec import ScoreReference, TaskSpec
 
+from omarl_jax import statistics
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import content_hash
 from omarl_jax.errors import UserError
@@ -191,7 +192,9 @@ def card(dataset: Dataset) -> Card:
         mean_return=metadata.get("mean_return"),
         metrics=metadata.get("metrics") or {},
         reference=reference,
-        score=reference.normalise(float(returns.mean())) if reference and ordered else None,
+        score=reference.normalise(float(metadata.get("mean_return", returns.mean())))
+        if reference and ordered
+        else None,
         agent_rewards=rewards.mean(axis=0).tolist(),
         step_rewards=(np.bincount(step, rewards.mean(axis=1)) / np.bincount(step)).tolist(),
         lengths=_distribution(lengths, _whole_bins(lengths)),
@@ -269,7 +272,7 @@ def write(card: Card, folder: str | Path) -> None:
 
 
 def _distribution(values: np.ndarray, bins: int | np.ndarray) -> Distribution:
-    counts, edges = np.histogram(values, bins)
+    counts, edges = np.histogram(values, statistics.histogram_edges(values, bins) if isinstance(bins, int) else bins)
     return Distribution(
         mean=float(values.mean()),
         std=float(values.std()),

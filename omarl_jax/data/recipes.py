@@ -192,12 +192,12 @@ def make_env(task: str, **options: Any) -> MultiAgentEnv:
         raise UserError(str(error)) from None
 
 
-def scores(env: MultiAgentEnv, mean_return: float) -> dict[str, Any]:
+def scores(env: MultiAgentEnv, mean_return: float | None) -> dict[str, Any]:
     """The metadata that says how good the data is, in units of the task and normalised."""
     reference = env.reference
     return {
         "mean_return": mean_return,
-        "mean_score": None if reference is None else float(reference.normalise(mean_return)),
+        "mean_score": None if reference is None or mean_return is None else float(reference.normalise(mean_return)),
         "random": None if reference is None else reference.random,
         "expert": None if reference is None else reference.expert,
         "reference_source": None if reference is None else reference.source,

@@ -1,6 +1,6 @@
 """Tables, pictures and a page from the results of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -34,14 +34,14 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
 
 
 def write_report(
-    runs: Sequence[FinishedRun], out_dir: Path, still_running: Sequence[Path] = (), pictures: bool = False
+    runs: Sequence[FinishedRun], out_dir: Path, unfinished: Mapping[Path, str] | None = None, pictures: bool = False
 ) -> dict[str, Path]:
     """Writes tables, pictures and one page that holds them all.
 
     Args:
         runs: finished runs.
         out_dir: the folder to write to; made if it is not there.
-        still_running: folders of runs that are not finished, to be listed.
+        unfinished: folders of runs that are not finished, to be listed, with the reason where it is known.
         pictures: whether to play an episode with the first run of each method, for pictures of paths and quantiles.
 
     Returns:
@@ -58,10 +58,10 @@ def write_report(
     if pictures:
         drawn |= figures.draw_episodes(rows, out_dir)
     texts = {
-        "table.md": tables.markdown(runs, rows),
+        "table.md": tables.markdown(runs, rows, len(unfinished or {})),
         "table.csv": tables.rows_as_csv(rows),
         "runs.csv": tables.runs_as_csv(runs, rows),
-        "report.html": page(runs, rows, drawn, still_running),
+        "report.html": page(runs, rows, drawn, unfinished or {}),
     }
     for name, text in texts.items():
         with replacing(out_dir / name) as file:

@@ -37,10 +37,10 @@ def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
     drawn = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
         panels = [_panel(cell) for cell in grouped(of_task, lambda row: row.dataset).values()]
-        curves = plotting.learning_curves(panels, methods, f"{_unit(of_task)}, mean and 95 % interval")
+        curves = plotting.learning_curves(panels, methods, f"{_units(of_task)}, mean and 95 % interval")
         drawn.append((_picture("curves", task, "Learning curves"), curves))
         if lines := _over_datasets(of_task):
-            figure = plotting.grid(lines, "dataset", _unit(of_task), CVAR_LEVEL)
+            figure = plotting.grid(lines, "dataset", _units(of_task), CVAR_LEVEL)
             drawn.append((_picture("grid", task, "Methods over the datasets", "dataset"), figure))
     for (task, dataset), cell in grouped(rows, lambda row: (row.task, row.dataset)).items():
         returns = plotting.returns_histogram(
@@ -52,7 +52,7 @@ def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
         )
         drawn.append((_picture("returns", task, f"Returns on {dataset}", dataset), returns))
         for setting, lines in _grids(cell).items():
-            figure = plotting.grid(lines, setting, _unit(cell), CVAR_LEVEL)
+            figure = plotting.grid(lines, setting, _units(cell), CVAR_LEVEL)
             drawn.append((_picture("grid", task, f"{setting} on {dataset}", dataset, setting), figure))
     if profiles := comparisons.shared_scores(rows):
         figure = plotting.performance_profiles(profiles, methods)
@@ -87,8 +87,9 @@ def _picture(kind: str, task: str | None, title: str, *parts: str) -> Picture:
     return Picture(kind, task, title, re.sub(r"[^\w.-]+", "-", name))
 
 
-def _unit(rows: Sequence[Row]) -> str:
-    return "score" if all(row.normalised for row in rows) else "return"
+def _units(rows: Sequence[Row]) -> str:
+    """What numbers are measured in: one unit in a dataset, and perhaps another in the next."""
+    return " or ".join(sorted({"score" if row.normalised else "return" for row in rows}, reverse=True))
 
 
 def _panel(cell: Sequence[Row]) -> plotting.Panel:
@@ -96,6 +97,8 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
     curves = {}
     for row in cell:
         rounds = functools.reduce(np.intersect1d, [run.evaluations for run in row.runs])
+        if not len(rounds):
+            continue
         values = [run.returns[np.isin(run.evaluations, rounds)].mean(axis=1) for run in row.runs]
         if row.normalised:
             values = [run.scores(value) for run, value in zip(row.runs, values, strict=True)]
@@ -113,7 +116,7 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
 def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plotting.Line]]:
     """Name of a setting -> method -> how it does at each value, for settings with three values or more.
 
-    Rows that differ in something else, too, are left out; more data go with more rounds.
+    Methods whose rows differ in something else, too, are left out; more data go with more rounds.
     """
     grids: dict[str, dict[str, plotting.Line]] = {}
     for algorithm, rows in grouped(cell, lambda row: row.algorithm).items():
@@ -133,7 +136,8 @@ def _over_datasets(of_task: Sequence[Row]) -> dict[str, plotting.Line]:
     """Method -> how it does on each dataset, for methods that ran with one config on three datasets or more."""
     lines = {}
     for method, rows in grouped(of_task, lambda row: row.method).items():
-        if len(rows) >= 3 and all(row.runs[0].config == rows[0].runs[0].config for row in rows):
+        alike = all(row.runs[0].config == rows[0].runs[0].config for row in rows)
+        if len(rows) >= 3 and alike and len({row.normalised for row in of_task}) == 1:
             lines[method] = _line([row.dataset for row in rows], rows)
     return lines
 

@@ -34,11 +34,11 @@ def page(
     runs: Sequence[FinishedRun],
     rows: Sequence[Row],
     pictures: Mapping[figures.Picture, Path],
-    still_running: Sequence[Path],
+    unfinished: Mapping[Path, str],
 ) -> str:
     """The whole report as one HTML file, with the pictures in it."""
     failed = [run for run in runs if run.failure is not None]
-    parts = [f"<p>{_summary(runs, len(failed), len(still_running))}</p>"]
+    parts = [f"<p>{_summary(runs, len(failed), len(unfinished))}</p>"]
     parts += [f'<p class="notes">{html.escape(note)}</p>' for note in tables.footnotes(rows)]
     for task, of_task in grouped(rows, lambda row: row.task).items():
         of_kind = grouped((item for item in pictures.items() if item[0].task == task), lambda item: item[0].kind)
@@ -60,9 +60,11 @@ def page(
     if failed:
         lines = [{"run": str(run.folder), "method": run.algorithm, "why": str(run.failure)} for run in failed]
         parts += ["<h2>Runs that are in no number above</h2>", _table(lines)]
-    if still_running:
-        items = "".join(f"<li>{html.escape(str(folder))}</li>" for folder in still_running)
-        parts.append(f"<h2>Unfinished runs</h2><ul>{items}</ul>")
+    if unfinished:
+        lines = [
+            {"run": str(folder), "why": reason or "still going on, or stopped"} for folder, reason in unfinished.items()
+        ]
+        parts += ["<h2>Unfinished runs</h2>", _table(lines)]
     sources = (f"<p>{html.escape(line)}</p>" for line in tables.sources(runs, rows))
     parts += ["<h2>Where the numbers come from</h2>", *sources]
     return (
@@ -88,10 +90,10 @@ def _task(task: str, rows: Sequence[Row], pictures: Mapping[str, Sequence[str]])
     return parts
 
 
-def _summary(runs: Sequence[FinishedRun], failed: int, still_running: int) -> str:
+def _summary(runs: Sequence[FinishedRun], failed: int, unfinished: int) -> str:
     counts = [f"{len(runs) - failed} runs finished"]
     counts += [f"{failed} diverged"] if failed else []
-    counts += [f"{still_running} unfinished"] if still_running else []
+    counts += [f"{unfinished} unfinished"] if unfinished else []
     counts += [f"{len({run.algorithm for run in runs})} methods", f"{len({run.task for run in runs})} tasks"]
     return ", ".join(counts) + "."
 

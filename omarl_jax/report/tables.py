@@ -67,14 +67,15 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
+def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) -> str:
     """The table as Markdown, one for each task, with its notes."""
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
         texts = [cells(row) for row in of_task]
         lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
         parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join([*parts, *footnotes(rows), *sources(runs, rows)]) + "\n"
+    missing = [f"{unfinished} runs are not finished and in none of the numbers."] if unfinished else []
+    return "\n\n".join([*parts, *footnotes(rows), *missing, *sources(runs, rows)]) + "\n"
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:

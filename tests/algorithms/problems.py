@@ -19,7 +19,7 @@ SPEC = TaskSpec("toy/continuous", "continuous", n_agents=N, obs_dim=O, action_di
 STATS = Stats(jnp.zeros((N, O)), jnp.ones((N, O)))
 
 
-# Halves the time to compile, which is most of these tests.
+# For programs that run for seconds; without any optimisation, as others are, they would run for longer.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
@@ -47,7 +47,7 @@ def make(name: str, **overrides: Any) -> tuple[Any, Algorithm]:
 @functools.cache
 def step(name: str) -> Callable[..., tuple[Any, Any]]:
     """One round, (config, state, batch, key) -> state, metrics, compiled once for all float hyperparameters."""
-    return jit(lambda config, state, one, key: METHODS[name].make(config, SPEC).update(state, one, key))
+    return jax.jit(lambda config, state, one, key: METHODS[name].make(config, SPEC).update(state, one, key))
 
 
 def started(name: str, config: Any) -> Any:

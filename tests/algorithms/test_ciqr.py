@@ -191,7 +191,7 @@ def test_value_decomposition_finds_what_each_agent_adds(n: int) -> None:
 
 def test_adam_afresh_leaves_the_sign() -> None:
     config, method = make("ccql", published_adam=True, lr=1e-3)
-    state, update = method.init(jax.random.key(0), STATS), jit(method.update)
+    state, update = method.init(jax.random.key(0), STATS), jax.jit(method.update)
     for _ in range(3):
         before, (state, _) = state, update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
         moved = [
@@ -231,12 +231,36 @@ def test_illegal_actions_are_never_taken(name: str) -> None:
     taken = np.asarray(act(jax.random.split(jax.random.key(1), 200)))
     assert set(taken[:, 0]) == {0, 2}
     assert set(taken[:, 1]) == {1}
+    # Greedily neither, though the illegal actions have the highest values.
+    params = jax.tree.map(jnp.zeros_like, state.policy.params)
+    bias = (
+        jnp.zeros_like(params["_Dense_1"]["bias"]).reshape(N, -1, A)
+        + jnp.array([[1.0, 9.0, 2.0], [9.0, 1.0, 9.0]])[:, None]
+    )
+    params["_Dense_1"]["bias"] = bias.reshape(N, -1)
+    greedy, _ = method.act(
+        state.policy._replace(params=params), jnp.ones((N, O)), mask, method.carry, jax.random.key(0)
+    )
+    np.testing.assert_array_equal(greedy, [2, 1])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_illegal_actions_cost_nothing(name: str) -> None:
+    """The penalty of a lone legal action is 0, whatever the others would be worth."""
+    _, method = make(name, cql_alpha=1.0)
+    state = method.init(jax.random.key(0), STATS)
+    for legal in (True, False):
+        mask = jnp.ones((8, N, A), bool).at[..., 1:].set(not legal)
+        _, metrics = jax.jit(method.update)(
+            state, rows(np.zeros((8, N)), np.ones(8), action_mask=mask), jax.random.key(0)
+        )
+        assert (abs(float(metrics["cql_penalty"])) < 1e-5) == legal
 
 
 @pytest.mark.parametrize(("share", "choice"), [(1.0, 0), (0.5, 1), (0.375, 2)])
 def test_it_can_act_by_the_lowest_atoms(share: float, choice: int) -> None:
     """Four atoms of three actions: their means are best for 0, two lowest for 1, one and a half for 2."""
-    atoms = np.array([[-9.0, 0.0, 1.0], [0.0, 5.0, 3.5], [9.0, 1.0, 1.0], [9.0, 1.0, 1.0]])
+    atoms = np.array([[-9.0, 0.0, 1.0], [0.0, 5.0, 3.5], [19.0, 5.5, 3.6], [19.0, 6.0, 3.7]])
     _, method = make("ciqr", quantiles=4, greedy_risk=share)
     state = method.init(jax.random.key(0), STATS)
     params = jax.tree.map(jnp.zeros_like, state.policy.params)
@@ -247,7 +271,7 @@ def test_it_can_act_by_the_lowest_atoms(share: float, choice: int) -> None:
 
 def test_exploration_falls_from_all_to_few() -> None:
     _, method = make("ciql", epsilon_rounds=10.0)
-    state, update = method.init(jax.random.key(0), STATS), jit(method.update)
+    state, update = method.init(jax.random.key(0), STATS), jax.jit(method.update)
     shares = [float(state.policy.epsilon)]
     for _ in range(12):
         state, _ = update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))

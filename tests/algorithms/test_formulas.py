@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optax.microbatching import AccumulationType
-from problems import STATS, A, N, batch, jit, make
+from problems import STATS, A, N, batch, make
 
 from omarl_jax.algorithms import cql, formulas
 
@@ -42,7 +42,7 @@ def test_blocks_change_no_update(name: str, input_norm: str, monkeypatch: pytest
     whole, blocks = [], []
     for states, size in ((whole, 64), (blocks, 16)):
         monkeypatch.setattr(formulas, "_BLOCK", size)
-        update = jit(lambda *inputs: method.update(*inputs))
+        update = jax.jit(lambda *inputs: method.update(*inputs))
         states += jax.tree.leaves(update(state, batch(0, config.batch_size), jax.random.key(1)))
     for one, other in zip(whole, blocks, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
