@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -10,12 +11,10 @@ from omarl_jax.errors import UserError
 
 
 def require_writable(path: pathlib.Path) -> None:
-    """Raises a `UserError` if a file cannot be written there, before hours are spent on what it should hold."""
-    probe = path.with_name(f".{path.name}.probe")
+    """Raises a `UserError` if nothing can be written there, before hours are spent on it; makes no folder yet."""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
 

@@ -26,14 +26,20 @@ class Layout:
     devices: int
 
     @staticmethod
-    def default(runs: int) -> "Layout":
+    def default(runs: int, side_by_side: int | None = None) -> "Layout":
         """All devices; on accelerators a lane for every run, on a CPU one for every device.
 
         A CPU's caches hold the activations of one run but not of several, and its cores are busy with one anyway.
+
+        Args:
+            runs: R.
+            side_by_side: most runs that a device computes together, where its memory has no room for more; then runs
+                are computed in groups of about the same size.
         """
         devices = min(jax.device_count(), runs)
-        lanes = devices if jax.default_backend() == "cpu" else -(-runs // devices) * devices
-        return Layout(lanes, devices)
+        of_a_device = -(-runs // devices)
+        groups = -(-of_a_device // (side_by_side or (1 if jax.default_backend() == "cpu" else of_a_device)))
+        return Layout(-(-of_a_device // groups) * devices, devices)
 
     def parts(self, runs: int) -> int:
         """In how many parts to do the work of each run, so that no lane is ever idle."""

@@ -29,7 +29,7 @@ from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.recipes import QUALITIES, digest, load_datasets, make_env, scores
 from omarl_jax.errors import UserError, check_seeds, unknown
-from omarl_jax.files import replacing
+from omarl_jax.files import replacing, require_writable
 from omarl_jax.layout import Layout
 from omarl_jax.runs import Run, RunFolder, environment_record
 from omarl_jax.training import Trainer, chunk_ends
@@ -44,12 +44,15 @@ class Grid:
         evaluations: evaluations during training, evenly spread, the last one at its end; fewer where rounds are few.
         episodes: of each of them.
         final_episodes: of the last policy.
+        side_by_side: most runs that a device trains together (see `Layout.default`); for an accelerator whose memory
+            has no room for all runs of a program. What has begun goes on as it began.
     """
 
     runs: list[Run]
     evaluations: int = 20
     episodes: int = 32
     final_episodes: int = 1_000
+    side_by_side: int | None = None
 
 
 class Progress(NamedTuple):
@@ -70,7 +73,8 @@ class Progress(NamedTuple):
     value: float = math.nan
 
 
-_TOP = {"seeds", "data_seed", "evaluations", "episodes", "final_episodes", "block"}
+_COUNTS = ("evaluations", "episodes", "final_episodes", "side_by_side")
+_TOP = {"seeds", "data_seed", "block", *_COUNTS}
 _BLOCK = {"tasks", "datasets", "algorithms", "rounds", "size", "hyperparameters", "options", "variant"}
 
 
@@ -104,7 +108,7 @@ def make_grid(content: dict[str, Any]) -> Grid:
         UserError: for unknown names and values that make no sense.
     """
     _check_names(content, _TOP, "setting")
-    settings = {name: content[name] for name in ("evaluations", "episodes", "final_episodes") if name in content}
+    settings = {name: content[name] for name in _COUNTS if name in content}
     for name, value in settings.items():
         _check_positive(name, value)
     seeds, data_seed = content.get("seeds", [0]), content.get("data_seed", "seed")
@@ -193,6 +197,7 @@ def sweep(
         the names of runs that failed, with the reason. A run that diverges is not among them: it is finished and
         marked in its folder.
     """
+    require_writable(out / "runs" / "DONE")
     failed: dict[str, str] = {}
     for number, pack in enumerate(packs(grid.runs)):
         parts = _unfinished(pack, out)
@@ -245,7 +250,8 @@ def train_pack(
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
     folder = _pack_folder(runs, out)
-    layout = _begin(folder / "pack.json", runs, {"evaluations": grid.evaluations, "episodes": grid.episodes}, hashes)
+    settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
+    layout = _begin(folder / "pack.json", runs, settings, hashes, grid.side_by_side)
     trainer = Trainer(
         algorithms.find(first.algorithm),
         [run.config for run in runs],
@@ -367,10 +373,12 @@ def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     return out / "packs" / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
-def _begin(path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int], data: list[str]) -> Layout:
+def _begin(
+    path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int], data: list[str], side_by_side: int | None
+) -> Layout:
     """Writes down how a pack is trained, or reads how it began: its layout, and settings and data not to be changed."""
     if not path.exists():
-        layout = Layout.default(len(runs))
+        layout = Layout.default(len(runs), side_by_side)
         plan = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout), "settings": settings}
         content = plan | {"data": data} | environment_record()
         with replacing(path) as file:

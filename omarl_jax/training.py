@@ -286,7 +286,7 @@ def train(
         dataset: the data.
         seeds: how many, or which.
         rounds: learning rounds.
-        evaluations: how often to evaluate, evenly spread.
+        evaluations: how often to evaluate, evenly spread; fewer where rounds are few.
         episodes: of each evaluation.
         env: the task to evaluate on; by default the one the data was made on.
         **hyperparameters: a list of values spans a grid. What is not given has the method's default, whatever the

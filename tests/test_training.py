@@ -216,6 +216,7 @@ def test_no_lane_is_idle_and_no_run_in_two_of_them(runs, lanes):
 
 def test_left_over_lanes_repeat_the_last_run():
     assert Layout(2, 2).calls(3) == [[0, 1], [2, 2]]
+    assert [Layout.default(runs, most).lanes for runs, most in ((20, None), (20, 8), (20, 20), (3, 2))] == [1, 7, 20, 2]
     assert Layout(4, 2).calls(3) == [[0, 1, 2, 2]]
     assert [Layout(4, 2).parts(runs) for runs in (3, 4, 5, 8)] == [1, 1, 4, 1]
 

@@ -89,6 +89,7 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
         ("evaluations", int, 20, "Evaluations during training."),
         ("episodes", int, 32, "Episodes of each of them."),
         ("final_episodes", int, 1000, "Episodes of the last policy."),
+        ("side_by_side", int | None, None, "Most runs that a device trains together; by default all, on a CPU one."),
         ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value."),
         ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key."),
     ]
@@ -128,6 +129,7 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
             "final_episodes": given.final_episodes,
             "block": [block],
         }
+        | ({} if given.side_by_side is None else {"side_by_side": given.side_by_side})
     )
     return _run(grid, given.out, given.wandb)
 

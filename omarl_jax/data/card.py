@@ -1,8 +1,6 @@
 """The card of a dataset: what is in it, as numbers, as a page of Markdown and as a picture."""
 
 import dataclasses
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from omarl_envs.spec import ScoreReference, TaskSpec
 from omarl_jax import statistics
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import content_hash
-from omarl_jax.errors import UserError
+from omarl_jax.files import replacing
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
@@ -252,23 +250,11 @@ def write(card: Card, folder: str | Path) -> None:
     Raises:
         UserError: if they cannot be written; what stood there before is then still there.
     """
-    folder = Path(folder)
     figure = draw(card)
-
-    def replace(name: str, put: Callable[[Path], Any]) -> None:
-        partial = folder / f".{name}"
-        try:
-            put(partial)
-            os.replace(partial, folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace("card.png", lambda path: figure.savefig(path, format="png", dpi=120))
-        replace("card.md", lambda path: path.write_text(card.markdown(), encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The card cannot be written to {folder}: {error.strerror or error}.") from error
+    with replacing(Path(folder) / "card.png") as file:
+        figure.savefig(file, format="png", dpi=120)
+    with replacing(Path(folder) / "card.md") as file:
+        file.write(card.markdown().encode())
 
 
 def _distribution(values: np.ndarray, bins: int | np.ndarray) -> Distribution:

@@ -54,7 +54,7 @@ def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None
         quality: one of those of the task: `random`; and if it is continuous `medium-replay`, `medium` and `expert`, if
             it is discrete `early`, `middle`, `late` and `mixed`.
         seed: of the data; each gives its own rollouts, or its own team that learns.
-        size: transitions, rounded up to whole episodes; by default the published number.
+        size: transitions, rounded up to whole episodes of the task's length; by default the published number.
         **options: constructor arguments of the task.
 
     Raises:

@@ -23,6 +23,7 @@ from omarl_envs.spec import TaskSpec
 from omarl_jax.data.dataset import Dataset, Rows
 from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
+from omarl_jax.files import require_writable
 
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
@@ -85,9 +86,10 @@ def save(dataset: Dataset, folder: str | Path) -> None:
 
 
 def require_new(folder: str | Path) -> None:
-    """Raises a `UserError` if there is something already, before minutes are spent on what it should hold."""
+    """Raises a `UserError` if a dataset cannot be written there, before minutes are spent on making it."""
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: remove it, or choose another folder for the dataset.")
+    require_writable(Path(folder))
 
 
 def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -> Dataset:
