@@ -1,12 +1,14 @@
 """What the README shows is what happens."""
 
+import csv
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_example_runs() -> None:
@@ -21,3 +23,48 @@ def test_the_example_runs() -> None:
     assert [re.sub(r"-?\d+\.\d$", "…", line) for line in scores] == [
         f"cql_alpha {alpha}, seed {seed}: score …" for alpha in (1.0, 5.0) for seed in (0, 1, 2)
     ]
+
+
+def table(first_cells: str) -> list[list[str]]:
+    """The cells of the README's table whose head begins so, without bold type."""
+    _, _, after = README.read_text().partition(f"\n{first_cells}")
+    lines = after.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def results(name: str) -> list[dict[str, str]]:
+    with (ROOT / "experiments" / "results" / name / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_particle_table_is_that_of_the_results() -> None:
+    rows = {(row["task"], row["dataset"], row["algorithm"]): row for row in results("omar_particle")}
+    shown, task = 0, ""
+    for name, dataset, data, *methods in table("| | dataset | mean of the data |"):
+        task = name or task
+        for algorithm, cell in zip(("bc", "cql", "omar"), methods, strict=True):
+            row = rows[f"particle/{task}", dataset, algorithm]
+            ours = f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
+            paper = f" ({float(row['paper_mean']):.1f} ± {float(row['paper_sd']):.1f})" if row["paper_mean"] else ""
+            assert cell.replace("**", "") == ours + paper
+            assert data == f"{float(row['data_mean']):.1f}".replace("-0.0", "0.0")
+            shown += 1
+    assert shown == 36
+
+
+def test_the_table_of_ten_models_is_that_of_the_results() -> None:
+    rows = {row["algorithm"]: row for row in results("macqr_models")}
+    models = {
+        "DQN": ("diqn", "dcqn"),
+        "CQL": ("ciql", "ccql"),
+        "QR-DQN": ("qr-diqn", "qr-dcqn"),
+        "CQR": ("ciqr", "ccqr"),
+        "CQR, CVaR at 0.15": ("ciqr-cvar", "ccqr-cvar"),
+    }
+    lines = table("| | independent | centralised |")
+    assert [line[0] for line in lines] == list(models)
+    for name, *returns, risks in lines:
+        of = [rows[model] for model in models[name]]
+        assert returns == [f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}" for row in of]
+        shares = [float(row["final_risk"]) / float(row["final_length"]) / 2 for row in of]  # of two UAVs
+        assert risks == ", ".join(f"{100 * share:.1f} %" for share in shares)
