@@ -39,7 +39,7 @@ sweep: $(READY) ## train, evaluate and report a grid, or continue it: make sweep
 	$(BIN)/omarl sweep $(GRID)
 
 test: $(READY) ## run the fast tests
-	unset JAX_NUM_CPU_DEVICES; $(BIN)/pytest -n auto --dist loadfile -m "not slow"
+	unset JAX_NUM_CPU_DEVICES; $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(READY) ## run the tests that learn for minutes
 	$(BIN)/pytest -m slow

@@ -2,6 +2,13 @@ import os
 
 import pytest
 
+# Workers take a file at a time: those that take longest first, so that none is waited for in the end.
+LONGEST = ("test_training.py", "test_probes.py", "test_cli.py", "test_sweep.py", "test_ciqr.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Compiling is most of the work of these tests. In the environment, so that processes they start find it, too.

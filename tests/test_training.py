@@ -45,13 +45,13 @@ def assert_equal(a, b, tolerance):
 
 
 def test_a_run_alone_equals_itself_in_a_pack(dataset):
-    alone, together = trainer(dataset, [3]), trainer(dataset, [1, 3, 5], lrs=[0.003, 0.01, 0.03], data=2)
-    together_vmapped = trainer(dataset, [1, 3], Layout(lanes=2, devices=1))
-    for t in (alone, together, together_vmapped):
+    """Side by side with others, which have other hyperparameters and other data."""
+    alone = trainer(dataset, [3])
+    together = trainer(dataset, [1, 3, 5], Layout(lanes=3, devices=1), lrs=[0.003, 0.01, 0.03], data=2)
+    for t in (alone, together):
         t.advance(10)
     # The second copy of the same data is sampled through another window, so rows agree and row numbers do not.
     assert_equal(leaves(alone, 0), leaves(together, 1), 1e-5)
-    assert_equal(leaves(alone, 0), leaves(together_vmapped, 1), 1e-5)
     differences = [np.abs(a - b).max() for a, b in zip(leaves(together, 0), leaves(together, 1), strict=True)]
     assert max(differences) > 1e-3  # runs do differ
 
