@@ -53,12 +53,14 @@ class Line(NamedTuple):
         finals: at each value (runs,) mean return or score of the last policies.
         tails: at each value their CVaR.
         exposure: at each value the share of steps that an agent is at risk, or None where the task knows no risk.
+        data: at each value the mean of the data, or None where it is unknown.
     """
 
     values: Sequence[float] | Sequence[str]
     finals: Sequence[np.ndarray]
     tails: Sequence[float]
     exposure: Sequence[float] | None
+    data: Sequence[float | None]
 
 
 def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
@@ -113,7 +115,7 @@ def performance_profiles(scores: Mapping[str, statistics.Scores], methods: Seque
 
 
 def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figure:
-    """Mean with its 95 % interval, and CVaR, against a setting; and beside it, where there is risk, against the risk.
+    """Mean with its 95 % interval, CVaR and the data's mean against a setting; and where there is risk, against that.
 
     Args:
         lines: by algorithm.
@@ -145,9 +147,17 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
                 place = {"xytext": (4, 4), "textcoords": "offset points"}
                 axes.annotate(names[ticks[tick]], (x, y), size=_SMALL, color=colour, **place)
             axes.set(xlabel="share of steps at risk", ylabel=unit)
+    known = {
+        value: mean
+        for line in lines.values()
+        for value, mean in zip(line.values, line.data, strict=True)
+        if mean is not None
+    }
+    at = [tick for tick, value in enumerate(ticks) if value in known]
+    left.plot(at, [known[ticks[tick]] for tick in at], color=_GREY, linestyle=":", label="data")
     left.set_xticks(range(len(ticks)), list(names.values()))
     left.set(xlabel=setting, ylabel=f"{unit} (dashed: CVaR {xi:g})")
-    figure.legend(loc="outside upper center", ncols=len(lines), frameon=False, fontsize=_SMALL)
+    figure.legend(loc="outside upper center", ncols=len(lines) + 1, frameon=False, fontsize=_SMALL)
     return figure
 
 

@@ -25,7 +25,7 @@ from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, loggers, presets
 from omarl_jax.checkpoint import Checkpoints
-from omarl_jax.data import storage
+from omarl_jax.data import logs, storage
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.recipes import QUALITIES, digest, load_datasets, make_env, scores
 from omarl_jax.errors import UserError, check_seeds, unknown
@@ -189,7 +189,7 @@ def sweep(
 
     Args:
         grid: the runs.
-        out: folder; `out/runs` holds a folder for each run, `out/packs` the checkpoints.
+        out: folder; `out/runs` holds a folder for each run, `out/packs` the checkpoints, `out/data` parts of logs.
         report: told how it goes on, with the number of the pack among `packs(grid.runs)`.
         wandb: a Weights & Biases project to log to.
 
@@ -245,7 +245,7 @@ def train_pack(
     first = runs[0]
     env = make_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
-    datasets = open_datasets(env, first, data_seeds)
+    datasets = open_datasets(env, first, data_seeds, out / "data")
     hashes = [storage.content_hash(dataset) for dataset in datasets]
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
@@ -349,8 +349,13 @@ def _train(
         output.finish({name: values[i] for name, values in final.items()}, trainer, i, record)
 
 
-def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int]) -> list[Dataset]:
-    """The data of runs that differ in their data's seed: made by their recipe, or read from disk."""
+def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], kept: pathlib.Path) -> list[Dataset]:
+    """The data of runs that differ in their data's seed: made by their recipe, or read from disk.
+
+    Parts of logs are kept in a folder: to learn them takes minutes, and on other devices others would be learned.
+    """
+    if run.dataset in logs.PARTS:
+        return _kept(env, run, data_seeds, kept)
     if run.dataset in QUALITIES:
         return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
     dataset = storage.load(run.dataset, env.task_spec)
@@ -366,6 +371,17 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int]) -> li
         return [dataclasses.replace(dataset, metadata=known | metadata)] * len(data_seeds)
     comparable = known["comparable"] and metadata.get("comparable", True)
     return [dataclasses.replace(dataset, metadata=metadata | known | {"comparable": comparable})] * len(data_seeds)
+
+
+def _kept(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pathlib.Path) -> list[Dataset]:
+    recipe = json.dumps([run.task, run.dataset, run.options, run.size, run.data_digest])
+    name = f"{run.task.replace('/', '-')}_{run.dataset}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+    folders = {seed: folder / f"{name}_seed{seed}" for seed in data_seeds}
+    if missing := [seed for seed in data_seeds if not folders[seed].exists()]:
+        made = load_datasets(run.task, run.dataset, missing, run.size, **dict(run.options))
+        for seed, dataset in zip(missing, made, strict=True):
+            storage.save(dataset, folders[seed])
+    return [storage.load(folders[seed], env.task_spec) for seed in data_seeds]
 
 
 def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:

@@ -333,11 +333,13 @@ def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path
     page = paths["report.html"].read_text()
     assert "<td>12.5 %</td>" in page  # of the steps
     assert "<td>50 %</td>" in page
-    line = plotting.Line([0.1, 1.0], [np.array([1.0, 3.0]), np.array([4.0, 6.0])], [0.0, 2.0], [0.2, 0.4])
+    finals = [np.array([1.0, 3.0]), np.array([4.0, 6.0])]
+    line = plotting.Line([0.1, 1.0], finals, [0.0, 2.0], [0.2, 0.4], [None, 0.0])
     figure = plotting.grid({"omar": line}, "risk", "score", 0.1)
     left, right = figure.axes
     np.testing.assert_allclose(np.asarray(left.lines[0].get_xydata()), [[0, 2], [1, 5]])
     np.testing.assert_allclose(np.asarray(left.lines[1].get_xydata()), [[0, 0], [1, 2]])
+    np.testing.assert_allclose(np.asarray(left.lines[2].get_xydata()), [[1, 0]])  # where the data's mean is known
     np.testing.assert_allclose(np.asarray(right.lines[0].get_xydata()), [[0.2, 2], [0.4, 5]])
     assert [label.get_text() for label in left.get_xticklabels()] == ["0.1", "1"]
 

@@ -148,12 +148,12 @@ def test_a_folder_is_taken_as_it_is(grid, tmp_path):
     grid.write_text(grid.read_text() + "options = { time_limit_is_terminal = true }\n")
     runs = read_grid(grid).runs
     env = make_env("particle/spread", time_limit_is_terminal=True)
-    (dataset,) = open_datasets(env, runs[0], [0])
+    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "kept")
     assert dataset.metadata["comparable"]
     amended = json.loads((data / "dataset.json").read_text())
     amended["metadata"] |= {"random": 0.0, "expert": 1.0, "comparable": False}
     (data / "dataset.json").write_text(json.dumps(amended))
-    (dataset,) = open_datasets(env, runs[0], [0])
+    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "kept")
     assert not dataset.metadata["comparable"]
     assert dataset.metadata["expert"] == 516.8  # that of the task, which the team is judged on
 
@@ -221,9 +221,33 @@ def test_the_mean_of_data_on_disk_is_what_policies_are_judged_by(tmp_path):
     run = dataclasses.replace(make_grid(UAV).runs[0], dataset=str(tmp_path / "data"))
     for metadata, mean in (({}, None), ({"mean_return": float(totals["return"].mean())}, totals["return"].mean())):
         save(Dataset(env.task_spec, rows, metadata), tmp_path / "data")
-        (dataset,) = open_datasets(env, run, [0])
+        (dataset,) = open_datasets(env, run, [0], tmp_path / "kept")
         assert dataset.metadata["mean_return"] == mean  # not the sum of rewards, which counts otherwise
         shutil.rmtree(tmp_path / "data")
+
+
+def test_parts_of_logs_are_kept(tmp_path, monkeypatch):
+    env, learned = make_env("uav/iot"), []
+
+    def learn(task, part, seeds, size, **options):
+        learned.append((part, list(seeds), options))
+        keys = [jax.random.key(len(learned) * 10 + seed) for seed in seeds]  # others each time
+        played = collect_rows(env, uniform_act(env.task_spec), (), None, keys, episodes=1)
+        return [
+            Dataset(env.task_spec, rows, {"mean_return": -1.5, "seed": seed})
+            for seed, (rows, _) in zip(seeds, played, strict=True)
+        ]
+
+    monkeypatch.setattr(omarl_jax.sweep, "load_datasets", learn)
+    run = make_grid(UAV).runs[0]
+    (first,) = open_datasets(env, run, [1], tmp_path)
+    zeroth, same = open_datasets(env, run, [0, 1], tmp_path)
+    assert learned == [("middle", [1], {}), ("middle", [0], {})]
+    np.testing.assert_array_equal(first.rows.actions, same.rows.actions)
+    assert (zeroth.metadata, same.metadata) == ({"mean_return": -1.5, "seed": 0}, {"mean_return": -1.5, "seed": 1})
+    other = dataclasses.replace(run, options=(("risk_penalty", 300.0),))
+    open_datasets(env, other, [1], tmp_path)
+    assert learned[2:] == [("middle", [1], {"risk_penalty": 300.0})]
 
 
 def written(out, run):

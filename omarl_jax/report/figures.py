@@ -145,4 +145,6 @@ def _over_datasets(of_task: Sequence[Row]) -> dict[str, plotting.Line]:
 def _line(values: Sequence[Any], rows: Sequence[Row]) -> plotting.Line:
     exposures = [exposure(row.metrics) for row in rows if "risk" in row.metrics]
     tails = [row.tails[CVAR_LEVEL] for row in rows]
-    return plotting.Line(values, [row.finals for row in rows], tails, exposures or None)
+    return plotting.Line(
+        values, [row.finals for row in rows], tails, exposures or None, [row.data_mean for row in rows]
+    )
