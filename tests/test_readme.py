@@ -1,6 +1,7 @@
 """What the README shows is what happens."""
 
 import csv
+import json
 import os
 import pathlib
 import re
@@ -50,6 +51,16 @@ def test_the_particle_table_is_that_of_the_results() -> None:
             assert data == f"{float(row['data_mean']):.1f}".replace("-0.0", "0.0")
             shown += 1
     assert shown == 36
+
+
+def test_the_table_of_larger_teams_is_that_of_the_results() -> None:
+    rows = {(json.loads(row["hyperparameters"])["n_agents"], row["algorithm"]): row for row in results("omar_agents")}
+    lines = table("| agents | mean of the data |")
+    assert [line[0] for line in lines] == ["2", "3", "5", "8"]
+    for agents, data, *methods in lines:
+        of = [rows[int(agents), algorithm] for algorithm in ("cql", "omar")]
+        assert data == f"{float(of[1]['data_mean']):.1f}"
+        assert methods == [f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" for row in of]
 
 
 def test_the_table_of_ten_models_is_that_of_the_results() -> None:
