@@ -210,7 +210,7 @@ def sweep(
                 failed |= {run.name: str(error) for run in part}
             except Exception as error:  # one failing program must not stop the others
                 file = _pack_folder(part, out) / "error.txt"
-                with replacing(file) as partial:
+                with contextlib.suppress(UserError), replacing(file) as partial:  # the disk may be what failed
                     partial.write(traceback.format_exc().encode())
                 failed |= {run.name: f"{type(error).__name__}: {error} (see '{file}')" for run in part}
     return failed
@@ -374,7 +374,7 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], kept:
 
 
 def _kept(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pathlib.Path) -> list[Dataset]:
-    recipe = json.dumps([run.task, run.dataset, run.options, run.size, run.data_digest])
+    recipe = json.dumps([run.task, run.dataset, run.options, run.size, run.data_digest], default=str)
     name = f"{run.task.replace('/', '-')}_{run.dataset}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     folders = {seed: folder / f"{name}_seed{seed}" for seed in data_seeds}
     if missing := [seed for seed in data_seeds if not folders[seed].exists()]:

@@ -281,7 +281,7 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert len(sources) == 3  # curves, histogram, profiles
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert f"{tmp_path / 'runs' / 'stopped'}</td><td>no room</td>" in page
-    assert "1 runs are not finished" in paths["table.md"].read_text()
+    assert "in none of the numbers: 1 of the runs" in paths["table.md"].read_text()
     for name in ("curves-particle-spread", "returns-particle-spread-medium", "profiles"):
         assert paths[name].read_bytes().startswith(b"\x89PNG")
 

@@ -164,6 +164,7 @@ def card(dataset: Dataset) -> Card:
     actions = np.asarray(rows.actions)[transition]  # (V, N) or (V, N, A)
     step = np.arange(len(transition)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (V,) time in the episode
     returns = dataset.episode_returns()
+    judged = float(returns.mean() if metadata.get("mean_return") is None else metadata["mean_return"])
     reference = None
     if metadata.get("random") is not None and metadata.get("expert") is not None:
         source = metadata.get("reference_source") or "source unknown"
@@ -190,9 +191,7 @@ def card(dataset: Dataset) -> Card:
         mean_return=metadata.get("mean_return"),
         metrics=metadata.get("metrics") or {},
         reference=reference,
-        score=reference.normalise(float(metadata.get("mean_return", returns.mean())))
-        if reference and ordered
-        else None,
+        score=reference.normalise(judged) if reference and ordered else None,
         agent_rewards=rewards.mean(axis=0).tolist(),
         step_rewards=(np.bincount(step, rewards.mean(axis=1)) / np.bincount(step)).tolist(),
         lengths=_distribution(lengths, _whole_bins(lengths)),

@@ -74,7 +74,7 @@ def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) 
         texts = [cells(row) for row in of_task]
         lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
         parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    missing = [f"{unfinished} runs are not finished and in none of the numbers."] if unfinished else []
+    missing = [f"Not finished, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
     return "\n\n".join([*parts, *footnotes(rows), *missing, *sources(runs, rows)]) + "\n"
 
 
