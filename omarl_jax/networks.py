@@ -253,8 +253,22 @@ def deterministic_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: In
 
 def sharpened(params: Any, gain: chex.Array) -> Any:
     """The parameters of a deterministic policy that multiplies by `gain` before its tanh."""
-    last = f"_Dense_{sum(name.startswith('_Dense') for name in params) - 1}"
+    last = _last_layer(params)
     return {**params, last: jax.tree.map(lambda x: gain * x, params[last])}
+
+
+def _last_layer(params: Any) -> str:
+    return f"_Dense_{sum(name.startswith('_Dense') for name in params) - 1}"
+
+
+def mixed_atoms(params: Any, shares: chex.Array) -> Any:
+    """The parameters of networks with one atom, the mixture of all atoms by `shares` (Q,), from those of Q atoms.
+
+    To mix weights is cheaper than to mix what comes out of them, wherever they see more than a few observations.
+    """
+    last = _last_layer(params)
+    mixed = jax.tree.map(lambda x: shares @ x.reshape(*x.shape[:-1], len(shares), -1), params[last])
+    return {**params, last: mixed}
 
 
 def gaussian_policy(spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNorm) -> Network:

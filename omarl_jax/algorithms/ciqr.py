@@ -177,7 +177,7 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     n = spec.n_agents
     groups = 1 if config.centralised else n  # G teams of N / G agents, which learn together
     network = _network(config, spec)
-    atoms_of = action_atoms(config, spec)
+    mixture = networks.action_values(spec, config.hidden, config.input_norm, atoms=1)
     optimiser = clipped_adam(config.lr, config.grad_clip)
     lowest = config.greedy_risk * max(config.quantiles, 1)  # so many atoms, the last one in part
     shares = jnp.clip(lowest - jnp.arange(max(config.quantiles, 1)), 0.0, 1.0) / lowest  # (Q,)
@@ -263,7 +263,8 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
     def act(
         policies: GreedyPolicy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
     ) -> tuple[chex.Array, Any]:
-        values = jnp.tensordot(shares, atoms_of(policies, obs), (0, 1))  # (N, A)
+        params = networks.mixed_atoms(policies.params, shares)
+        values = jax.vmap(mixture.apply)(params, obs, policies.norm)[:, 0]  # (N, A)
         actions = legal(values, mask).argmax(axis=-1)
         if explore:
             random_key, which_key = jax.random.split(key)
