@@ -143,10 +143,12 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
         for axes in right:
             assert line.exposure is not None
             axes.plot(line.exposure, means, color=colour, marker="o")
-            for tick, x, y in zip(at, line.exposure, means, strict=True):
-                place = {"xytext": (4, 4), "textcoords": "offset points"}
-                axes.annotate(names[ticks[tick]], (x, y), size=_SMALL, color=colour, **place)
             axes.set(xlabel="share of steps at risk", ylabel=unit)
+    for axes in right:
+        axes.margins(0.1)  # for the labels
+        axes.autoscale_view()
+        for curve, line in zip(axes.lines[:], lines.values(), strict=True):
+            _label_points(curve, [names[value] for value in line.values])
     known = {
         value: mean
         for line in lines.values()
@@ -242,6 +244,26 @@ def _label_levels(axes: Axes, levels: Mapping[str, tuple[float, str | None]], me
         text = f"{label} {value:.0f}" if abs(value) >= 1000 else f"{label} {value:.1f}"
         colour = _GREY if of is None else _colour(methods, of)
         axes.text(1.02, place, text, color=colour, size=_SMALL, va="center", transform=axes.transAxes)
+
+
+def _label_points(curve: Line2D, labels: Sequence[str]) -> None:
+    """Writes labels beside the points of a curve: at its ends, and in between where there is room."""
+    points, axes = np.asarray(curve.get_xydata()), curve.axes
+    assert isinstance(axes, Axes)
+    places = axes.transData.transform(points)
+    room = 2.0 * _SMALL * axes.figure.dpi / 72  # the width of a label
+    labelled: list[int] = []
+    for i in dict.fromkeys([0, len(points) - 1, *range(len(points))]):
+        if all(np.linalg.norm(places[i] - places[other]) > room for other in labelled):
+            labelled.append(i)
+            axes.annotate(
+                labels[i],
+                tuple(points[i]),
+                xytext=(4, 4),
+                textcoords="offset points",
+                size=_SMALL,
+                color=curve.get_color(),
+            )
 
 
 def _legend(figure: Figure, methods: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import jax
 import pytest
 from omarl_envs import make
 
-from omarl_jax import cli, sweep
+from omarl_jax import cli, grid
 from omarl_jax.cli import terminal
 from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
@@ -148,7 +148,7 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
 
 def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
     """As it is, but with one method, few rounds, little data and small networks."""
-    make_grid = sweep.make_grid
+    make_grid = grid.make_grid
 
     def smaller(content):
         (block,) = content["block"]
@@ -157,7 +157,7 @@ def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
         shorter = {"algorithms": ["omar"], "rounds": 10, "size": 500, "hyperparameters": small}
         return make_grid(content | {"final_episodes": 64, "block": [block | shorter]})
 
-    monkeypatch.setattr(sweep, "make_grid", smaller)
+    monkeypatch.setattr(grid, "make_grid", smaller)
     code, out, err = run(monkeypatch, capsys, "demo", "--seeds", "1", "--out", str(tmp_path))
     assert code == 0, err
     table = (tmp_path / "report" / "table.md").read_text()

@@ -10,8 +10,9 @@ import pytest
 
 from omarl_jax import UserError, loggers
 from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.grid import make_grid
 from omarl_jax.runs import RunFolder
-from omarl_jax.sweep import make_grid, sweep, train_pack
+from omarl_jax.sweep import sweep, train_pack
 
 GRID = {
     "seeds": [0],

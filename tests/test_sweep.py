@@ -20,7 +20,8 @@ from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data import recipes
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import save
-from omarl_jax.sweep import make_grid, open_datasets, packs, read_grid
+from omarl_jax.grid import make_grid, read_grid
+from omarl_jax.sweep import open_datasets, packs
 from omarl_jax.sweep import sweep as run_sweep
 
 GRID = """

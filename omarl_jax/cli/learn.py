@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from omarl_jax.cli.terminal import complain, console, pairs, print_paths
 
 if TYPE_CHECKING:
-    from omarl_jax.sweep import Grid
+    from omarl_jax.grid import Grid
 
 
 def train() -> None:
@@ -38,7 +38,7 @@ def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = N
         out: folder for the runs; by default results/NAME OF THE GRID.
         wandb: a Weights & Biases project to log to; offline where there is no key.
     """
-    from omarl_jax.sweep import read_grid
+    from omarl_jax.grid import read_grid
 
     return _run(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
 
@@ -52,8 +52,8 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
     """
     from omarl_jax.data.recipes import make_env
     from omarl_jax.export import load_policy
+    from omarl_jax.grid import make_grid
     from omarl_jax.pictures import write_gif
-    from omarl_jax.sweep import make_grid
 
     block = {
         "tasks": ["particle/spread"],
@@ -74,7 +74,7 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
 def train_with(algorithm: str, arguments: Sequence[str]) -> int:
     """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, lists of floats span a grid."""
     from omarl_jax import algorithms
-    from omarl_jax.sweep import make_grid
+    from omarl_jax.grid import make_grid
 
     method = algorithms.find(algorithm)
     helps = _field_docs(method.config)

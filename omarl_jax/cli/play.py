@@ -83,10 +83,11 @@ def evaluate(
         table.add_row(name, *(f"{number:.2f}" for number in numbers), tail, exposed)
     console.print(table)
     at_steps: Callable[..., None] = functools.partial(pictures.write_quantiles, at=at)
-    for draw, path in ((pictures.write_gif, gif), (pictures.write_map, map), (at_steps, quantiles)):
+    wanted = (("film", pictures.write_gif, gif), ("map", pictures.write_map, map), ("quantiles", at_steps, quantiles))
+    for name, draw, path in wanted:
         if path is not None:
             draw(env, saved, path, seed)
-            print_paths({"picture": path})
+            print_paths({name: path})
 
 
 def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, pictures: bool = False) -> None:
