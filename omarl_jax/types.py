@@ -8,6 +8,7 @@ Shapes are written with these letters, and the agent axis stands right after bat
 """
 
 import dataclasses
+import typing
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import chex
@@ -30,7 +31,8 @@ class Transition(NamedTuple):
         next_obs: (B, N, O) float32, the true last observation where an episode ends.
         terminal: (B, N) bool, the task ended for the agent: no bootstrap.
         truncated: (B,) bool, the episode was cut off here: bootstrap all the same.
-        next_actions: (B, N, A) or (B, N), what the behaviour did next (SARSA-type methods).
+        next_actions: (B, N, A) or (B, N), what the behaviour did next (SARSA-type methods); 0 where the task has ended
+            for all.
         state, next_state: (B, S) float32, the global state.
         action_mask, next_action_mask: (B, N, A) bool, legal actions of discrete tasks.
         valid: (B,) bool, False in the padding of sequences.
@@ -127,7 +129,7 @@ def config(cls: type[_C]) -> type[_C]:
     leaf may be a tracer: each algorithm's file has a `validate`.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    floats = [f.name for f in fields if f.type is float]
-    static = [f.name for f in fields if f.type is not float]
+    kinds = typing.get_type_hints(cls)  # not `Field.type`, which can be a string
+    floats = [name for name, kind in kinds.items() if kind is float]
+    static = [name for name, kind in kinds.items() if kind is not float]
     return jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=static)

@@ -55,7 +55,7 @@ class Card:
         mean_return: from the metadata: the mean return that policies are judged by, which some tasks count otherwise.
         metrics: the task's quantities, means of their sums over episodes, from the metadata.
         reference: returns between which scores are normalised, or None where unknown.
-        score: the normalised mean return; None without reference or order.
+        score: the normalised mean return; None without reference or whole episodes.
         agent_rewards: (N,) mean reward of a transition.
         step_rewards: (T,) mean over agents, and over the episodes that last so long, of the t-th reward.
         lengths: steps of the episodes.
@@ -157,14 +157,14 @@ def card(dataset: Dataset) -> Card:
     """Sums up a (valid) dataset."""
     spec, rows, metadata = dataset.spec, dataset.rows, dataset.metadata
     transition = dataset.index()  # (V,)
-    ends = np.flatnonzero(np.asarray(rows.closing))  # (E,)
-    lengths = np.diff(ends, prepend=-1) - 1
-    ordered = bool(lengths.max() > 1) or spec.episode_length == 1
+    lengths = dataset.lengths
     rewards = np.asarray(rows.rewards)[transition].astype(np.float64)  # (V, N)
     actions = np.asarray(rows.actions)[transition]  # (V, N) or (V, N, A)
     step = np.arange(len(transition)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (V,) time in the episode
     returns = dataset.episode_returns()
-    judged = float(returns.mean() if metadata.get("mean_return") is None else metadata["mean_return"])
+    judged = metadata.get("mean_return")
+    if judged is None and dataset.whole_episodes.all():
+        judged = returns.mean()
     reference = None
     if metadata.get("random") is not None and metadata.get("expert") is not None:
         source = metadata.get("reference_source") or "source unknown"
@@ -184,14 +184,14 @@ def card(dataset: Dataset) -> Card:
         comparable=metadata.get("comparable"),
         content_hash=content_hash(dataset),
         transitions=len(transition),
-        episodes=len(ends),
+        episodes=len(lengths),
         memory=sum(array.nbytes for array in rows if array is not None),
-        ordered=ordered,
+        ordered=dataset.ordered,
         returns=_distribution(returns, _BINS),
         mean_return=metadata.get("mean_return"),
         metrics=metadata.get("metrics") or {},
         reference=reference,
-        score=reference.normalise(judged) if reference and ordered else None,
+        score=None if reference is None or judged is None else float(reference.normalise(judged)),
         agent_rewards=rewards.mean(axis=0).tolist(),
         step_rewards=(np.bincount(step, rewards.mean(axis=1)) / np.bincount(step)).tolist(),
         lengths=_distribution(lengths, _whole_bins(lengths)),

@@ -2,7 +2,7 @@
 
 Steps are stored once, time-major, episodes back to back. Each episode has one closing row that holds only its last
 observation, so `next_obs` is the row after and needs no memory of its own. `index` lists the rows that are
-transitions, `next_action_index` those whose next row is a transition too.
+transitions, for methods that need the next action without those whose next action is missing though it matters.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class DeviceData(NamedTuple):
 
     Attributes:
         rows: M rows.
-        index: (V,) int32, rows that are transitions (with a next action, where the method needs one).
+        index: (V,) int32, rows that are transitions (see `Dataset.index`).
     """
 
     rows: Rows
@@ -94,10 +94,13 @@ class Dataset:
         return int(np.sum(~np.asarray(self.rows.closing)))
 
     def index(self, next_actions: bool = False) -> np.ndarray:
-        """(V,) int32, the rows that are transitions; with `next_actions`, only those followed by another one."""
+        """(V,) int32, the rows that are transitions; with `next_actions`, only those that are followed by another one,
+        or after which nobody acts since the task has ended for all.
+        """
         transition = ~np.asarray(self.rows.closing)
         if next_actions:
-            transition = transition & np.append(transition[1:], False)
+            ended = np.asarray(self.rows.terminal).all(axis=1)
+            transition = transition & (np.append(transition[1:], False) | ended)
         return np.flatnonzero(transition).astype(np.int32)
 
     def episode_returns(self) -> np.ndarray:
@@ -105,6 +108,23 @@ class Dataset:
         closing = np.flatnonzero(np.asarray(self.rows.closing))
         team = np.asarray(self.rows.rewards, dtype=np.float64).mean(axis=1)
         return np.add.reduceat(team, np.concatenate([[0], closing[:-1] + 1]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) int, the steps of each episode."""
+        return np.diff(np.flatnonzero(np.asarray(self.rows.closing)), prepend=-1) - 1
+
+    @property
+    def ordered(self) -> bool:
+        """Whether transitions form episodes; if not, each is an episode of its own."""
+        return bool(self.lengths.max() > 1) or self.spec.episode_length == 1
+
+    @property
+    def whole_episodes(self) -> np.ndarray:
+        """(E,) bool, the episodes that are there to their end: terminal for all, or the time limit."""
+        last = np.flatnonzero(np.asarray(self.rows.closing)) - 1
+        terminal = np.asarray(self.rows.terminal)[last].all(axis=1)
+        return (terminal & self.ordered) | (self.lengths == self.spec.episode_length)
 
     def stats(self) -> Stats:
         """Mean and standard deviation of each agent's observations, over all transitions."""

@@ -5,6 +5,7 @@ the action of each UAV, the reward that they share, the next state, and whether 
 """
 
 import csv
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -23,7 +24,8 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     """Reads a log of MA-CQR.
 
     A line that does not begin where the one before ended begins an episode, too. The end of an episode is a truncation,
-    unless the task has `time_limit_is_terminal`; a line that is the last without being over is truncated.
+    unless the task has `time_limit_is_terminal`; a line that is the last without being over is truncated. The mean
+    return and the other quantities are those of the whole episodes in it, and unknown if there are none.
 
     Args:
         path: the file.
@@ -78,13 +80,16 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     metrics |= {"power": power.sum(axis=1), "risk": risk.sum(axis=1)}
     for u in range(spec.n_agents):
         metrics |= {f"power_{u}": power[:, u], f"risk_{u}": risk[:, u]}
-    metrics = {name: float(values.sum() / len(ends)) for name, values in metrics.items()}
-    metrics["length"] = len(table) / len(ends)
-    metadata = {"recipe": path.name, "behaviour": "unknown", "options": options}
-    metadata |= {"metrics": metrics, "mean_return": metrics["return"]}
-    dataset = Dataset(spec, rows, metadata)
+    dataset = Dataset(spec, rows, {"recipe": path.name, "behaviour": "unknown", "options": options})
     validate(dataset)
-    return dataset
+    whole = dataset.whole_episodes
+    if not whole.any():  # parts of episodes say nothing of returns
+        return dataset
+    sums = {name: np.add.reduceat(values, np.append(0, ends[:-1] + 1)) for name, values in metrics.items()}
+    means = {name: float(values[whole].mean()) for name, values in sums.items()}
+    means["length"] = float(np.diff(ends, prepend=-1)[whole].mean())
+    known = {"metrics": means, "mean_return": means["return"]}
+    return dataclasses.replace(dataset, metadata=dataset.metadata | known)
 
 
 def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from omarl_jax.types import Needs
 
 NEXT = {0: 1, 1: 2, 2: 3, 4: 5, 5: 6, 7: 8}  # row of each transition: row of its next observation
 WITH_NEXT_ACTION = [0, 1, 4]
+ENDED = [5, 7]  # nobody acts after these
 
 
 def _shifted(dataset: Dataset, by: float) -> Dataset:
@@ -20,8 +21,17 @@ def _shifted(dataset: Dataset, by: float) -> Dataset:
 def test_index_lists_transitions_and_those_with_a_next_action(continuous: Dataset):
     assert continuous.size == 6
     assert continuous.index().tolist() == list(NEXT)
-    assert continuous.index(next_actions=True).tolist() == WITH_NEXT_ACTION
+    assert continuous.index(next_actions=True).tolist() == WITH_NEXT_ACTION + ENDED
     assert continuous.index().dtype == np.int32
+
+
+def test_whole_episodes_end_with_the_task_or_at_the_time_limit(continuous: Dataset):
+    rows = continuous.rows
+    assert continuous.whole_episodes.tolist() == [True, True, True]
+    half = dataclasses.replace(continuous, rows=rows._replace(terminal=rows.terminal & [True, False]))
+    assert half.whole_episodes.tolist() == [True, False, False]
+    longer = dataclasses.replace(continuous, spec=dataclasses.replace(continuous.spec, episode_length=4))
+    assert longer.whole_episodes.tolist() == [False, True, True]
 
 
 def test_returns_are_sums_over_time_of_means_over_agents(continuous: Dataset):
@@ -48,13 +58,16 @@ def test_next_actions_are_those_of_the_next_step(continuous: Dataset):
     data, (window,) = gather([continuous], needs)
     batch = sample(data, window, jax.random.key(1), needs)
     row = np.asarray(batch.obs[:, 0, 0])
-    assert set(row.tolist()) == set(WITH_NEXT_ACTION)
+    assert set(row.tolist()) == set(WITH_NEXT_ACTION + ENDED)
     assert batch.next_actions is not None
-    np.testing.assert_allclose(batch.next_actions[:, 0, 0], (row + 1) / 10, rtol=1e-6)
+    ended = np.isin(row, ENDED)
+    np.testing.assert_array_equal(batch.terminal.all(axis=1), ended)
+    np.testing.assert_allclose(batch.next_actions[:, 0, 0], np.where(ended, 0, (row + 1) / 10), rtol=1e-6)
 
 
 def test_two_row_episodes_have_a_next_observation_but_no_next_action(continuous: Dataset):
     rows = jax.tree.map(lambda array: array[7:], continuous.rows)
+    rows = rows._replace(terminal=np.zeros_like(rows.terminal))
     alone = dataclasses.replace(continuous, rows=rows)
     assert alone.index().tolist() == [0]
     np.testing.assert_array_equal(transitions(rows, jnp.array([0]), Needs(1)).next_obs[0, :, 0], [8, 8])
@@ -68,15 +81,15 @@ def test_runs_sample_their_own_dataset_from_one_array(continuous: Dataset):
     short = dataclasses.replace(second, rows=jax.tree.map(lambda array: array[4:7], second.rows))
     data, windows = gather([continuous, short, second], needs)
     assert data.rows.obs.shape == (9 + 3 + 9, 2, 3)
-    assert [(int(w.start), int(w.size)) for w in windows] == [(0, 3), (3, 1), (4, 3)]
-    assert data.index.tolist() == [0, 1, 4, 9, 12, 13, 16]
+    assert [(int(w.start), int(w.size)) for w in windows] == [(0, 5), (5, 2), (7, 5)]
+    assert data.index.tolist() == [0, 1, 4, 5, 7, 9, 10, 12, 13, 16, 17, 19]
     window = jax.tree.map(lambda *parts: jnp.stack(parts), *windows)
     keys = jax.random.split(jax.random.key(2), 3)
     batch = jax.vmap(lambda w, k: sample(jax.device_put(data), w, k, needs))(window, keys)
     first, middle, last = np.asarray(batch.obs[:, :, 0, 0])
-    assert set(first.tolist()) == {0, 1, 4}
-    assert set(middle.tolist()) == {1004}
-    assert set(last.tolist()) == {1000, 1001, 1004}
+    assert set(first.tolist()) == {0, 1, 4, 5, 7}
+    assert set(middle.tolist()) == {1004, 1005}
+    assert set(last.tolist()) == {1000, 1001, 1004, 1005, 1007}
 
 
 def test_sampling_is_uniform(continuous: Dataset):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from omarl_envs import make
+from omarl_envs import make, uav
 
 from omarl_jax import UserError
 from omarl_jax.collect import collect_rows, uniform_act
@@ -47,11 +47,18 @@ def test_a_log_is_read_as_it_says(log):
     np.testing.assert_array_equal(rows.rewards[:, 0], [-10.5, -7, 0, -4.5, 0])
     np.testing.assert_array_equal(rows.truncated, [False, True, False, True, False])
     assert not rows.terminal.any()
-    # Ages after the steps are 1 and 3, 1 and 5, 1 and 7: means 2, 3 and 4. Power and punishment are what is left.
-    returns = [(-10.5 + 2) / 2 - 2, (-7 + 3) / 2 - 3, (-4.5 + 4) / 2 - 4]
+    assert "mean_return" not in data.metadata  # of parts of episodes it would mean nothing
+
+
+def test_returns_are_those_of_whole_episodes(log, monkeypatch):
+    monkeypatch.setattr(uav, "EPISODE_LENGTH", 2)
+    data = read_csv(log, devices=DEVICES)
+    # Ages after the steps are 1 and 3, 1 and 5: means 2 and 3. Power and punishment are what is left.
+    expected = {"age": 2 + 3, "training_return": -10.5 - 7, "length": 2}
+    expected["return"] = (-10.5 + 2) / 2 - 2 + (-7 + 3) / 2 - 3
     told = data.metadata["metrics"]
-    expected = {"age": 9 / 2, "return": sum(returns) / 2, "training_return": -22 / 2, "length": 1.5}
     assert {name: told[name] for name in expected} == pytest.approx(expected)
+    assert data.metadata["mean_return"] == pytest.approx(expected["return"])
 
 
 def test_the_end_is_terminal_where_the_task_says_so(log):

@@ -145,7 +145,8 @@ def test_transitions_without_order_become_two_row_episodes(continuous: Dataset):
     dataset = Dataset(continuous.spec, rows, {})
     validate(dataset)
     assert dataset.index().tolist() == [0, 2, 4, 6, 8, 10]
-    assert dataset.index(next_actions=True).size == 0
+    assert dataset.index(next_actions=True).tolist() == [8, 10]  # after which the task had ended
+    assert not dataset.whole_episodes.all()
 
 
 @pytest.mark.parametrize(
