@@ -236,6 +236,16 @@ def test_each_quality_comes_from_the_seed_that_meets_it_best():
     assert chosen == {"medium-replay": [0, 1, 2], "medium": [6], "expert": [3]}
 
 
+def test_a_seed_that_diverged_makes_no_data():
+    env = SimpleNamespace(reference=ScoreReference(0.0, 100.0, "made up"))
+    sound = [{"seed": 4, "explored": score} for score in (0.0, 10.0, 21.0, 80.0)]
+    diverged = [{"seed": 3, "explored": score} for score in (0.0, 20.0, 99.0, np.nan)]
+    chosen = behaviour.choose(env, diverged + sound, medium=20.0, expert=100.0)
+    assert chosen == {"medium-replay": [4, 5, 6], "medium": [6], "expert": [7]}
+    with pytest.raises(UserError, match="diverged with every seed"):
+        behaviour.choose(env, diverged, medium=20.0, expert=100.0)
+
+
 @pytest.mark.parametrize("task", ["particle/tag", "particle/world"])
 def test_a_prey_that_learned_flees_the_same_when_it_is_loaded(task, tmp_path):
     """Its padded observation, its running statistics: both are gone in the file."""

@@ -127,13 +127,19 @@ def choose(
         `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: eight
         (fewer where there are not so many), spread evenly over the rounds from the untrained policy to that one, or to
         an earlier one where that meets `replay` better (published replay buffers are short). Each is taken from the
-        seed that comes nearest.
+        seed that comes nearest. Seeds that have diverged are left out.
+
+    Raises:
+        UserError: if all have diverged.
     """
     assert env.reference is not None
     score = np.array([env.reference.normalise(snapshot["explored"]) for snapshot in snapshots])
+    diverged = {snapshot["seed"] for snapshot, value in zip(snapshots, score, strict=True) if not np.isfinite(value)}
+    if diverged == {snapshot["seed"] for snapshot in snapshots}:
+        raise UserError(f"Training diverged with every seed ({len(diverged)}): there is nothing to choose from.")
     seeds = np.array([snapshot["seed"] for snapshot in snapshots])
     middles, series = [], []
-    for seed in np.unique(seeds):
+    for seed in sorted(set(seeds.tolist()) - diverged):
         numbers = np.flatnonzero(seeds == seed)
         # The first time, not after a relapse, and a point short counts; the snapshot before may be nearer.
         reached = int(np.minimum(score[numbers], medium - 1.0).argmax())
@@ -148,7 +154,7 @@ def choose(
     return {
         "medium-replay": chosen.tolist(),
         "medium": [int(middle)],
-        "expert": [int(np.abs(score - expert).argmin())],
+        "expert": [int(np.where(np.isin(seeds, list(diverged)), np.inf, np.abs(score - expert)).argmin())],
     }
 
 

@@ -44,11 +44,13 @@ class Log(NamedTuple):
     Attributes:
         steps: (STEPS, …) transitions in the order of time, with the global state.
         metrics: the task's quantities, (STEPS,) each.
-        ends: (E,) number of the step after each episode.
+        begins: (E,) number of the first step of each whole episode.
+        ends: (E,) number of the step after each.
     """
 
     steps: Transition
     metrics: dict[str, np.ndarray]
+    begins: np.ndarray
     ends: np.ndarray
 
 
@@ -72,7 +74,7 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
     learner = learner._replace(needs=learner.needs._replace(state=True))  # not to learn from: to be logged
     stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
 
-    def run(key: Any, _: None) -> tuple[Transition, dict[str, Any]]:
+    def run(key: Any, _: None) -> tuple[Transition, dict[str, Any], Any]:
         learner_key, env_key, train_key = jax.random.split(key, 3)
         state = online.init(learner, learner.init(learner_key, stats), env, _SETTINGS, env_key)
 
@@ -81,18 +83,25 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
             return state, {name: metrics[name] for name in env.metric_names}
 
         state, metrics = jax.lax.scan(step, state, jnp.arange(STEPS))
-        return jax.tree.map(lambda x: x[_WARMUP:], state.buffer), metrics
+        values = jax.tree.leaves(state.learner.policy)
+        return state.buffer, metrics, jnp.stack([jnp.isfinite(x).all() for x in values]).all()
 
     layout = Layout.default(len(seeds))
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
     made = layout.map(jax.jit(layout.spread(run)), len(seeds), keys, None)
-    return [_log(*jax.tree.map(lambda x, i=i: x[i], made)) for i in range(len(seeds))]
+    if not made[2].all():
+        diverged = [seed for seed, finite in zip(seeds, made[2], strict=True) if not finite]
+        raise UserError(f"MA-DQN diverged on '{spec.name}' with the seeds {diverged}: there is no log of it.")
+    return [_log(*jax.tree.map(lambda x, i=i: x[i], made[:2])) for i in range(len(seeds))]
 
 
 def _log(steps: Transition, metrics: dict[str, np.ndarray]) -> Log:
-    over = steps.truncated | steps.terminal.all(axis=1)
-    over[-1] = True
-    return Log(steps, metrics, np.flatnonzero(over) + 1)
+    """`steps` are those of the warm-up, too."""
+    ends = np.flatnonzero(steps.truncated | steps.terminal.all(axis=1)) + 1
+    begins = np.append(0, ends[:-1])
+    logged = begins >= _WARMUP
+    steps = jax.tree.map(lambda x: x[_WARMUP:], steps)
+    return Log(steps, metrics, begins[logged] - _WARMUP, ends[logged] - _WARMUP)
 
 
 def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[str, np.ndarray], str]:
@@ -102,7 +111,7 @@ def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[
         env: the task.
         log: of a team that learned in it.
         part: one of `PARTS`.
-        size: transitions, rounded up to whole episodes.
+        size: transitions, rounded up to whole episodes (of `mixed`: so many as they are on average).
 
     Returns:
         the rows; for each of the task's quantities its sum over each episode; and which steps these are, in words.
@@ -110,45 +119,41 @@ def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[
     Raises:
         UserError: if that part of the log is shorter.
     """
-    begins = np.concatenate([[0], log.ends[:-1]])
-    usable = np.flatnonzero(begins >= STEPS // 2) if part == "middle" else np.arange(len(begins))
-    length = STEPS / len(begins)
-    count = int(np.ceil(size / length))
-    if count > len(usable):
-        most = int(log.ends[usable[-1]] - begins[usable[0]])
-        raise _too_short(part, most, size)
-    if part == "late":
-        chosen = usable[-count:]
-    elif part == "mixed":
+    usable = np.flatnonzero(log.begins >= (STEPS // 2 if part == "middle" else 0))
+    lengths = (log.ends - log.begins)[usable]
+    if size > lengths.sum():
+        raise _too_short(part, int(lengths.sum()), size)
+    if part == "mixed":
+        count = int(np.ceil(size / lengths.mean()))
         chosen = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
     else:
-        chosen = usable[:count]
+        backwards = -1 if part == "late" else 1
+        count = int(np.searchsorted(np.cumsum(lengths[::backwards]), size)) + 1
+        chosen = np.sort(usable[::backwards][:count])
 
-    at = np.concatenate([np.arange(begins[i], log.ends[i]) for i in chosen])
+    at = np.concatenate([np.arange(log.begins[i], log.ends[i]) for i in chosen])
     last = log.ends[chosen] - 1
     steps, ending = (jax.tree.map(lambda x, i=i: x[i], log.steps) for i in (at, last))
-    truncated = steps.truncated.copy()
-    truncated[-1] |= not steps.terminal[-1].all()  # the run may end in mid-episode
     rows = from_episodes(
         env.task_spec,
         steps.obs,
         steps.actions,
         steps.rewards,
         steps.terminal,
-        truncated,
+        steps.truncated,
         ending.next_obs,
-        lengths=log.ends[chosen] - begins[chosen],
+        lengths=log.ends[chosen] - log.begins[chosen],
         state=steps.state,
         last_state=ending.next_state,
         action_mask=steps.action_mask,
         last_action_mask=ending.next_action_mask,
     )
     totals = {
-        name: np.add.reduceat(values[at], np.cumsum(np.append(0, (log.ends - begins)[chosen][:-1])))
+        name: np.add.reduceat(values[at], np.cumsum(np.append(0, (log.ends - log.begins)[chosen][:-1])))
         for name, values in log.metrics.items()
     }
     spread = " in parts" if part == "mixed" else ""
-    return rows, totals, f"MA-DQN while it learned, steps {begins[chosen[0]]:,} to {log.ends[chosen[-1]]:,}{spread}"
+    return rows, totals, f"MA-DQN while it learned, steps {log.begins[chosen[0]]:,} to {log.ends[chosen[-1]]:,}{spread}"
 
 
 def _too_short(part: str, most: int, size: int) -> UserError:

@@ -47,6 +47,23 @@ def test_a_log_holds_every_step_after_the_warm_up(env, made):
     np.testing.assert_allclose(log.metrics["return"], (steps.rewards[:, 0] + ages) / 2 - ages, rtol=1e-4)
 
 
+def test_what_was_begun_in_the_warm_up_or_not_ended_is_no_episode(made, monkeypatch):
+    monkeypatch.setattr(logs, "_WARMUP", 5)
+    steps = jax.tree.map(lambda x: x[:20], made[0].steps)
+    steps = steps._replace(truncated=np.isin(np.arange(20), [3, 9, 15]))
+    log = logs._log(steps, {})
+    assert (log.begins.tolist(), log.ends.tolist()) == ([5], [11])
+    np.testing.assert_array_equal(log.steps.obs, steps.obs[5:])
+
+
+def test_episodes_of_any_length_are_enough(env, made):
+    ends = np.array([10, 30, 60, 100])
+    truncated = np.isin(np.arange(STEPS), ends - 1)
+    log = made[0]._replace(begins=np.append(0, ends[:-1]), ends=ends, steps=made[0].steps._replace(truncated=truncated))
+    for part, size, least in (("early", 11, 30), ("early", 30, 30), ("late", 41, 70), ("mixed", 100, 100)):
+        assert (~logs.cut(env, log, part, size)[0].closing).sum() == least
+
+
 def test_exploration_falls_and_seeds_differ(made):
     variety = [len(np.unique(made[0].steps.actions[part])) for part in (slice(0, 200), slice(STEPS - 200, STEPS))]
     assert variety[0] > 50  # of 55: 400 draws, nearly all random
