@@ -26,6 +26,11 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"The checkpoint folder '{folder}' cannot be used: {error.strerror or error}.") from None
 
+    @staticmethod
+    def any_in(folder: pathlib.Path) -> bool:
+        """Whether a folder holds a checkpoint; it need not exist."""
+        return any(path.name.isdigit() for path in folder.glob("*"))
+
     def save(self, round: int, tree: Any) -> None:
         """Saves a state. A crash meanwhile leaves the checkpoint before it in force."""
         try:

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import algorithms
 from omarl_jax.errors import UserError
-from omarl_jax.files import replacing
+from omarl_jax.files import read_arrays, replacing
 from omarl_jax.types import Act, Stats
 
 FORMAT = 1
@@ -80,19 +78,17 @@ def load_policy(path: str | pathlib.Path) -> SavedPolicy:
         UserError: if there is no such file, or it holds something else.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"There is no policy '{path}'.")
     try:
-        # Opened here, because NumPy leaves a damaged archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            header = json.loads(str(archive["header"]))
-            leaves = {name: archive[name] for name in archive.files if name != "header"}
+        leaves = read_arrays(path)
+        header = json.loads(str(leaves.pop("header")))
         if header["format"] != FORMAT:
             raise UserError(f"'{path}' has format {header['format']}; this version reads format {FORMAT}.")
         spec = TaskSpec(**header["spec"])
         method = algorithms.find(header["algorithm"])
         config = method.configure(spec, header["config"])
-    except FileNotFoundError:
-        raise UserError(f"There is no policy '{path}'.") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' is not a policy of this package ({type(error).__name__}: {error}).") from None

@@ -2,13 +2,13 @@
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import zipfile
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from omarl_jax import presets
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
-from omarl_jax.files import replacing
+from omarl_jax.files import read_arrays, replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +113,9 @@ class RunFolder:
         if not path.exists():
             return {"rounds": [], "returns": []}
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                kept = archive["rounds"] <= until
-                return {name: list(archive[name][kept]) for name in ("rounds", "returns")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays = read_arrays(path)
+            return {name: list(arrays[name][arrays["rounds"] <= until]) for name in ("rounds", "returns")}
+        except (UserError, KeyError):
             raise UserError(f"'{path}' is damaged; delete it to go on without the evaluations so far.") from None
 
     def write_evaluations(self, evaluations: dict[str, Any], final: dict[str, np.ndarray] | None = None) -> None:
@@ -141,20 +140,26 @@ class RunFolder:
 
 
 def environment_record() -> dict[str, Any]:
-    """What the numbers of a run may depend on: versions, device, date, and `code`, the hash of our own sources."""
-    code = hashlib.sha256()
-    for package in (omarl_envs, omarl_jax):
-        folder = pathlib.Path(next(iter(package.__path__)))
-        for file in sorted(folder.rglob("*.py")):
-            code.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    """What numbers may depend on: date, versions, device, precision, and `code`, the hash of our sources."""
     packages = ("omarl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
         "device": _processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
-        "code": code.hexdigest()[:12],
+        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),  # `None` is the backend's own
+        "code": _code(),
     }
+
+
+@functools.cache  # as it was when it was imported: a sweep runs for hours, and the files may change meanwhile
+def _code() -> str:
+    code = hashlib.sha256()
+    for package in (omarl_envs, omarl_jax):
+        folder = pathlib.Path(next(iter(package.__path__)))
+        for file in sorted(folder.rglob("*.py")):
+            code.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return code.hexdigest()[:12]
 
 
 def _processor() -> str:

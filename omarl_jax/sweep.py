@@ -135,7 +135,7 @@ def train_pack(
 
     folder = _pack_folder(runs, out)
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
-    layout = _begin(folder / "pack.json", runs, settings, hashes, grid.side_by_side)
+    layout, origin = _begin(folder, runs, settings, hashes, grid.side_by_side)
     trainer = Trainer(
         algorithms.find(first.algorithm),
         [run.config for run in runs],
@@ -157,7 +157,7 @@ def train_pack(
                 run_folder.begin(run, datasets[data], hashes[data])
                 outputs[i] = opened.enter_context(contextlib.closing(_Output(run, run_folder, trainer.round, wandb)))
         del datasets  # the trainer has them
-        _train(trainer, grid, first.rounds, outputs, checkpoints, report)
+        _train(trainer, grid, first.rounds, outputs, checkpoints, report, origin)
 
 
 class _Output:
@@ -204,8 +204,19 @@ def _train(
     outputs: dict[int, _Output],
     checkpoints: Checkpoints,
     report: Callable[[Progress], None],
+    origin: dict[str, Any],
 ) -> None:
-    """Trains to the end; `outputs` are those of the runs, by their number, that are to be written down."""
+    """Trains to the end.
+
+    Args:
+        trainer: the runs, as far as they are.
+        grid: with how much to evaluate.
+        rounds: learning rounds of each run.
+        outputs: of the runs, by their number, that are to be written down.
+        checkpoints: where to save.
+        report: told after each chunk.
+        origin: the environment in which they began, as `environment_record` has it; empty if it is this one.
+    """
     assert trainer.env is not None
     reference = trainer.env.reference
     rates = []
@@ -224,7 +235,10 @@ def _train(
         report(Progress(trainer.round, rates[-1], unit, value))
 
     final = trainer.evaluate(grid.final_episodes)
-    record = environment_record() | {
+    now = environment_record()
+    changed = {name: value for name, value in origin.items() if value != now[name]}
+    record = now | {
+        "began_with": changed,  # what was otherwise when it began: the same numbers cannot be promised then
         "pack": checkpoints.folder.parent.name,
         "layout": dataclasses.asdict(trainer.layout),
         "updates_per_second": float(np.median(rates)) if rates else None,
@@ -248,7 +262,8 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], kept:
         raise UserError(f"The data in '{run.dataset}' were made with the task's options {made_with}: give the same.")
     metadata = dataset.metadata
     mean_return = metadata.get("mean_return")
-    if mean_return is None and env.metric_names == ("return",):  # a task that knows more may count it otherwise
+    # A task that knows more may count it otherwise; and parts of episodes have no return.
+    if mean_return is None and env.metric_names == ("return",) and dataset.whole_episodes.all():
         mean_return = float(dataset.episode_returns().mean())
     known = scores(env, mean_return)
     if env.reference is None:  # the data may know more
@@ -274,19 +289,24 @@ def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
 
 
 def _begin(
-    path: pathlib.Path, runs: Sequence[Run], settings: dict[str, int], data: list[str], side_by_side: int | None
-) -> Layout:
-    """Writes down how a pack is trained, or reads how it began: its layout, and settings and data not to be changed."""
-    if not path.exists():
+    folder: pathlib.Path, runs: Sequence[Run], settings: dict[str, int], data: list[str], side_by_side: int | None
+) -> tuple[Layout, dict[str, Any]]:
+    """Writes down how a pack is trained, or reads how it began: settings and data must not change then.
+
+    Returns:
+        the layout, and what `environment_record` said in the beginning, without its date.
+    """
+    path, now = folder / "pack.json", environment_record()
+    if not path.exists() or not Checkpoints.any_in(folder / "checkpoints"):  # what left nothing has not begun
         layout = Layout.default(len(runs), side_by_side)
         plan = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout), "settings": settings}
-        content = plan | {"data": data} | environment_record()
         with replacing(path) as file:
-            file.write(json.dumps(content, indent=2).encode())
-        return layout
+            file.write(json.dumps(plan | {"data": data} | now, indent=2).encode())
+        return layout, {}
     try:
         content = json.loads(path.read_text())
         layout, began_with, began_on = Layout(**content["layout"]), dict(content["settings"]), content["data"]
+        began = {name: content[name] for name in now if name in content and name != "date"}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
     if began_with != settings:
@@ -304,7 +324,7 @@ def _begin(
             "These runs began on other data: another version or number of devices has made them anew, and not alike; "
             f"delete '{path.parent}' to start these runs again."
         )
-    return layout
+    return layout, began
 
 
 def _listed(settings: dict[str, int]) -> str:

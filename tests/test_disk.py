@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from omarl_jax import UserError, loggers
 from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.files import replacing, require_writable
 from omarl_jax.grid import make_grid
 from omarl_jax.runs import RunFolder
 from omarl_jax.sweep import sweep, train_pack
@@ -89,11 +91,24 @@ def test_nothing_saved_is_nothing_to_restore(tmp_path):
     assert Checkpoints(tmp_path).restore({"a": jnp.zeros(1)}) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"PK no archive", b"\x93NUMPY"])
-def test_damaged_evaluations_name_their_file(tmp_path, content):
-    (tmp_path / "evaluations.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"evaluations\.npz' is damaged; delete it"):
-        RunFolder(tmp_path).evaluations(until=1)
+def test_damaged_evaluations_name_their_file(tmp_path):
+    path = tmp_path / "evaluations.npz"
+    np.savez_compressed(path, rounds=np.arange(99), returns=np.arange(99.0))
+    sound = path.read_bytes()
+    for content in (b"", b"PK no archive", b"\x93NUMPY", sound[:200] + b"!!" + sound[202:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"evaluations\.npz' is damaged; delete it"):
+            RunFolder(tmp_path).evaluations(until=1)
+
+
+def test_what_cannot_become_a_file_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path, pathlib.Path("."), pathlib.Path("..")):
+        for refuse in (require_writable, lambda path: replacing(path).__enter__()):
+            with pytest.raises(UserError, match=r"cannot be written: Is a directory\.$"):
+                refuse(path)
+    require_writable(tmp_path / "new" / "file")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_log_that_is_no_text_is_cut_to_what_is(tmp_path):

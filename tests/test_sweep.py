@@ -172,6 +172,17 @@ def test_a_pack_goes_on_as_it_began_or_not_at_all(grid, tmp_path):
     plan.write_text(json.dumps(began | {"data": [began["data"][0], "other"]}))
     assert "began on other data" in one_reason(grid, tmp_path)
 
+    plan.write_text(json.dumps(began | {"code": "of yesterday"}))
+    assert not run_sweep(read_grid(grid), tmp_path / "out")
+    records = [json.loads(file.read_text()) for file in (tmp_path / "out" / "runs").glob("*/run.json")]
+    assert [record["began_with"] for record in records] == [{"code": "of yesterday"}] * 4
+
+    for run in (tmp_path / "out" / "runs").glob("*/DONE"):
+        run.unlink()
+    shutil.rmtree(plan.parent / "checkpoints")
+    plan.write_text(json.dumps(began | {"layout": {"lanes": 100, "devices": 100}}))
+    assert not run_sweep(read_grid(grid), tmp_path / "out")  # what left nothing has not begun
+
 
 def test_what_was_begun_goes_on_in_the_company_in_which_it_began(grid, tmp_path, monkeypatch):
     """One run was finished for another grid; the others were killed after one of them was done."""
