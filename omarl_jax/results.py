@@ -3,27 +3,30 @@
 The headline of a run is its last policy, never its best one: to pick that by its returns is to look at the answer.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from omarl_envs import registry
+from omarl_envs.registry import UnknownTask
 from omarl_envs.spec import ScoreReference
 
 from omarl_jax import algorithms, presets, published, statistics
 from omarl_jax.data.recipes import default_size
 from omarl_jax.errors import UserError
+from omarl_jax.files import read_arrays
 
 CVAR_LEVEL = 0.1
 TAILS = (0.05, CVAR_LEVEL, 0.15, 0.25, 0.5)
 SATURATED = 0.9
-_QUALITIES = (*("random", "early", "medium-replay", "middle", "medium", "mixed", "medium-expert", "late", "expert"),)
+_QUALITIES = ("random", "early", "medium-replay", "middle", "medium", "mixed", "late", "expert")  # from bad to good
 _T = TypeVar("_T")
 
 
@@ -176,9 +179,10 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
     rows = []
     for cell in cells.values():
         normalised = (cell[0][0].task, cell[0][0].dataset) not in unknown
+        forms = _forms([group[0] for group in cell])
         settings = [
-            {"rounds": group[0].rounds, "size": group[0].data.get("size"), **group[0].options, **group[0].config}
-            for group in cell
+            {"rounds": group[0].rounds, "size": group[0].data.get("size"), **form, **group[0].config}
+            for group, form in zip(cell, forms, strict=True)
         ]
         if any(one == other for one, other in itertools.combinations(settings, 2)):
             hashes = [{"hash": group[0].config_hash[:8]} for group in cell]  # nothing else tells them apart
@@ -190,6 +194,16 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
             for group, setting in zip(cell, settings, strict=True)
         ]
     return sorted(rows, key=order)
+
+
+def _forms(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """The options of the task in each run, those that only other runs give among them, with their defaults."""
+    given = dict.fromkeys(option for run in runs for option in run.options)
+    usual: dict[str, Any] = {}
+    if given:
+        with contextlib.suppress(UnknownTask):  # one of the user's own, which is not there today
+            usual = registry.defaults(runs[0].task)
+    return [{option: run.options.get(option, usual.get(option)) for option in given} for run in runs]
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -207,9 +221,7 @@ def load_run(folder: Path) -> FinishedRun:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        # Opened here, because NumPy leaves a damaged archive open.
-        with (folder / "evaluations.npz").open("rb") as file, np.load(file) as archive:
-            arrays = dict(archive)
+        arrays = read_arrays(folder / "evaluations.npz")
         return FinishedRun(
             folder=folder,
             algorithm=config.get("variant") or config["algorithm"],
@@ -229,7 +241,7 @@ def load_run(folder: Path) -> FinishedRun:
             saturation=_last_metrics(folder / "metrics.jsonl").get("saturation"),
             failure=_failure(record, arrays),
         )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The run in '{folder}' cannot be read ({type(error).__name__}: {error}).") from error
 
 
@@ -282,14 +294,10 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
         data_mean=data_mean(group, "mean_score" if normalised else "mean_return"),
         comparable=comparable,
         metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
-        data_metrics={
-            name: _mean([run.data["metrics"][name] for run in group])
-            for name in [*first.final_metrics, "length"]
-            if all(name in (run.data.get("metrics") or {}) for run in group)
-        },
+        data_metrics=_data_metrics(group, [*first.final_metrics, "length"]),
         convergence=np.array([_rounds_to_data(run) for run in runs]),
         exposed={
-            name: _mean([(run.final_metrics[name] > 0).mean() for run in runs])
+            name: _mean([(run.final_metrics[name] != 0).mean() for run in runs])
             for name in metrics
             if name.startswith("risk")
         },
@@ -315,9 +323,18 @@ def _as_published(run: FinishedRun) -> bool:
 
 def data_mean(runs: Sequence[FinishedRun], name: str) -> float | None:
     """The mean over different datasets; runs that share one do not make it count more."""
-    datasets = {run.data.get("hash"): run.data.get(name) for run in runs}
-    known = [value for value in datasets.values() if value is not None]
+    known = [data[name] for data in _datasets(runs) if data.get(name) is not None]
     return _mean(known) if known else None
+
+
+def _data_metrics(runs: Sequence[FinishedRun], names: Sequence[str]) -> dict[str, float]:
+    known = [data.get("metrics") or {} for data in _datasets(runs)]
+    return {name: _mean([metrics[name] for metrics in known]) for name in names if all(name in m for m in known)}
+
+
+def _datasets(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """What is known of the data of these runs, each dataset once."""
+    return list({run.data.get("hash"): run.data for run in runs}.values())
 
 
 def _iqm_interval(finals: np.ndarray) -> statistics.Interval:

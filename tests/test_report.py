@@ -17,6 +17,7 @@ from rich.console import Console
 from omarl_jax import algorithms, plotting, presets
 from omarl_jax.errors import UserError
 from omarl_jax.report import figures, print_table, write_report
+from omarl_jax.report.tables import improvements
 from omarl_jax.results import Row, exposure, load_runs, table, unfinished
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
@@ -52,7 +53,7 @@ def write_run(
     (folder / "config.json").write_text(json.dumps(full))
     result = {"status": "finished", "diverged_at": None, "reason": None, "versions": {"jax": "1"}, "device": "cpu"}
     (folder / "run.json").write_text(json.dumps(result | (record or {})))
-    np.savez(
+    np.savez_compressed(
         folder / "evaluations.npz",
         rounds=np.arange(len(returns)) * 9,
         returns=np.array(returns, dtype=float),
@@ -244,7 +245,31 @@ def test_the_mean_of_the_data_counts_each_dataset_once(tmp_path: Path) -> None:
     write_run(tmp_path / "0", TEN, seed=0, data={"hash": "x", "mean_score": 10.0})
     write_run(tmp_path / "1", TEN, seed=1, data={"hash": "x", "mean_score": 10.0})
     write_run(tmp_path / "2", TEN, seed=2, data_seed=1, data={"hash": "y", "mean_score": 40.0})
-    assert only_row(tmp_path).data_mean == 25
+    for seed, risk in ((0, 1.0), (1, 1.0), (2, 4.0)):
+        metrics = {"hash": "xxy"[seed], "metrics": {"collisions": risk}}
+        write_run(tmp_path / "risk" / str(seed), TEN, seed=seed, dataset="expert", data=metrics)
+    scores, quantities = table(load_runs(tmp_path))
+    assert scores.data_mean == 25
+    assert quantities.data_metrics == {"collisions": 2.5}
+
+
+def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
+    """Of what varies between runs; `n_agents` of spread is 3."""
+    write_run(tmp_path / "0", TEN)
+    write_run(tmp_path / "1", TEN, options={"n_agents": 5}, config_hash="other")
+    assert [row.differs for row in table(load_runs(tmp_path))] == [{"n_agents": 3}, {"n_agents": 5}]
+
+
+def test_only_what_learned_the_same_is_compared(tmp_path: Path) -> None:
+    forms = ("n_agents=3, size=5", "n_agents=5, size=5", "n_agents=5, size=9")
+    for algorithm, (n, size) in itertools.product(("cql", "omar"), ((3, 5), (5, 5), (5, 9))):
+        form: dict[str, Any] = {"options": {"n_agents": n}, "data": {"size": size}, "config_hash": f"{n}-{size}"}
+        write_run(tmp_path / f"{algorithm}-{n}-{size}", TEN, algorithm=algorithm, **form)
+    found = {(line["method"], line["over"]) for line in improvements(table(load_runs(tmp_path)))}
+    assert {frozenset(re.findall(r"\w+=\d+", f"{one} {other}")) for one, other in found} == {
+        frozenset(form.split(", ")) for form in forms
+    }
+    assert len(found) == 3
 
 
 def test_the_same_run_twice_is_an_error(tmp_path: Path) -> None:
@@ -261,9 +286,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         write_report([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     write_run(tmp_path / "cut", TEN)
-    (tmp_path / "cut" / "evaluations.npz").write_bytes(b"PK\x03\x04")
-    with pytest.raises(UserError, match="cut"):
-        load_runs(tmp_path)
+    sound = (tmp_path / "cut" / "evaluations.npz").read_bytes()
+    middle = len(sound) // 2
+    for damaged in (b"PK\x03\x04", sound[:middle], sound[:middle] + b"!" + sound[middle + 1 :]):
+        (tmp_path / "cut" / "evaluations.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="cut"):
+            load_runs(tmp_path)
 
 
 def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
@@ -286,11 +314,11 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
         assert paths[name].read_bytes().startswith(b"\x89PNG")
 
     lines = [re.findall(r"<td>(.*?)</td>", line) for line in page.splitlines() if line.startswith("<tr")]
-    improvements = {(cells[0], cells[1]): cells[2:] for cells in lines if len(cells) == 4 and "[" in cells[2]}
-    assert improvements.keys() == {("cql", "bc"), ("omar", "bc"), ("bc", "cql"), ("omar", "cql")}
-    assert improvements["omar", "bc"] == ["1.00 [1.00, 1.00]", "1"]
-    assert improvements["cql", "bc"][0].startswith("0.89 [")  # 8 of 9 pairs
-    assert improvements["bc", "cql"][0].startswith("0.11 [")
+    better = {(cells[0], cells[1]): cells[2:] for cells in lines if len(cells) == 4 and "[" in cells[2]}
+    assert better.keys() == {("cql", "bc"), ("omar", "bc"), ("bc", "cql"), ("omar", "cql")}
+    assert better["omar", "bc"] == ["1.00 [1.00, 1.00]", "1"]
+    assert better["cql", "bc"][0].startswith("0.89 [")  # 8 of 9 pairs
+    assert better["bc", "cql"][0].startswith("0.11 [")
 
     with paths["table.csv"].open(newline="") as file:
         records = {record["algorithm"]: record for record in csv.DictReader(file)}

@@ -49,11 +49,8 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         UnknownTask: if there is no such task.
         TypeError, ValueError: if the task does not take these arguments.
     """
-    family, _, task = name.partition("/")
-    tasks = _tasks(family) if family in families() or "." in family.strip(".") else {}
-    if task not in tasks:
-        raise UnknownTask(f"There is no task '{name}'{_hint(name, task_names())}")
-    known = inspect.signature(tasks[task]).parameters
+    constructor = _find(name)
+    known = inspect.signature(constructor).parameters
     for option, value in kwargs.items():
         if option not in known:
             raise TypeError(f"'{name}' has no option '{option}'{_hint(option, known)}")
@@ -61,7 +58,25 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         wanted, words = _NUMBERS.get(kind, (object, "anything"))
         if not isinstance(value, wanted) or (isinstance(value, bool) and kind in (int, float)):
             raise TypeError(f"{option} of '{name}' must be {words}, not {value!r}.")
-    return tasks[task](**kwargs)
+    return constructor(**kwargs)
+
+
+def defaults(name: str) -> dict[str, object]:
+    """The constructor arguments of a task, with the values that they have unless others are given.
+
+    Raises:
+        UnknownTask: if there is no such task.
+    """
+    parameters = inspect.signature(_find(name)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def _find(name: str) -> Callable[..., MultiAgentEnv]:
+    family, _, task = name.partition("/")
+    tasks = _tasks(family) if family in families() or "." in family.strip(".") else {}
+    if task not in tasks:
+        raise UnknownTask(f"There is no task '{name}'{_hint(name, task_names())}")
+    return tasks[task]
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

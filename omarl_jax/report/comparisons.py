@@ -1,5 +1,6 @@
 """Which rows of a report can be compared, and in what order they stand."""
 
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,12 +14,14 @@ def methods(rows: Iterable[Row]) -> list[str]:
 
 
 def finals(rows: Iterable[Row], method: str) -> dict[str, np.ndarray]:
-    """Task and dataset -> final scores of a method's runs."""
-    return {
-        f"{row.task} {row.dataset}" if row.normalised else f"{row.task} {row.dataset} (returns)": row.finals
-        for row in rows
-        if row.method == method and row.runs
-    }
+    """What was learned, the form of the task and the size of the data included -> final scores of a method's runs."""
+    return {_learned(row): row.finals for row in rows if row.method == method and row.runs}
+
+
+def _learned(row: Row) -> str:
+    run = row.runs[0]
+    unit = "score" if row.normalised else "return"
+    return json.dumps([row.task, row.dataset, run.options, run.data.get("size"), unit], sort_keys=True)
 
 
 def same_data(cell: Sequence[Row]) -> bool:

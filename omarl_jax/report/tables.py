@@ -254,7 +254,9 @@ def sources(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> list[str]:
 def _number(value: Any) -> str:
     if value is None or np.isnan(value):
         return _NOTHING
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{round(float(value), 1) + 0.0:.1f}"  # no -0.0
 
 
 def _plus_minus(mean: float, sd: float | None) -> str:
