@@ -9,7 +9,7 @@ Inputs can be normalised in three ways (`input_norm` of a config):
                statistics when acting. Every forward pass of an update normalises with the statistics of its own
                inputs, target networks included.
     "dataset"  the fixed mean and standard deviation of the data (observations only).
-    "none"     nothing.
+    "none"     nothing (the mean taken as 0 and the variance as 1).
 
 The running statistics depend on the inputs alone, so they are a value of their own (`Norm`) beside the parameters.
 """

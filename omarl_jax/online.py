@@ -39,7 +39,7 @@ class OnlineSettings(NamedTuple):
     Attributes:
         n_envs: V, environments that step in parallel; also the environment steps for each learning round (the
             published particle runs make one round in 100 steps).
-        capacity: transitions that the buffer holds.
+        capacity: transitions that the buffer holds, in steps of all environments.
         warmup: environment steps with uniformly random actions and without learning, at the start; rounded up to steps
             of all environments.
     """

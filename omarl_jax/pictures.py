@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jumanji.env import Environment
 from omarl_envs.base import MultiAgentEnv
 from omarl_envs.rendering import save_gif, save_png
 
@@ -19,7 +20,13 @@ from omarl_jax.files import replacing
 
 
 def write_gif(env: MultiAgentEnv, team: SavedPolicy, path: pathlib.Path, seed: int) -> None:
-    """Plays one episode greedily and writes it as a GIF."""
+    """Plays one episode greedily and writes it as a GIF.
+
+    Raises:
+        UserError: if the task draws no pictures.
+    """
+    if type(env).render is Environment.render:
+        raise UserError(f"'{env.task_spec.name}' draws no pictures to make a film of.")
     frames = [env.render(state) for state in _states(_episode(env, team, seed))]
     with replacing(path) as file:
         save_gif(frames, file, fps=8)

@@ -185,6 +185,7 @@ class Trainer:
                 sample_key, update_key = jax.random.split(jax.random.fold_in(plan.key, carry.round))
                 batch = sample(data, plan.window, sample_key, algorithm.needs)
                 state, metrics = algorithm.update(carry.state, batch, update_key)
+                metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}  # counters, too
                 diverged_at = _first(carry.diverged_at, _finite(metrics), carry.round)
                 return RunState(state, carry.round + 1, diverged_at), metrics
 
@@ -225,7 +226,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 def _finite(tree: Any) -> chex.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+    return jnp.stack([jnp.bool_(True), *(jnp.isfinite(leaf).all() for leaf in floats)]).all()
 
 
 def _first(diverged_at: chex.Array, finite: chex.Array, round: chex.Array) -> chex.Array:
@@ -279,7 +280,8 @@ def train(
 ) -> Result:
     """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
 
-    A run that diverges stops alone, with a warning.
+    A run that diverges stops alone, with a warning. On accelerators, matrices are multiplied with the precision of
+    `jax_default_matmul_precision`, which the command line sets to float32.
 
     Args:
         algorithm: the method's name.

@@ -10,6 +10,8 @@ from omarl_jax import cli, results
 METHOD = '''
 """Repeats the mean action of the data: one vector for each agent."""
 
+from __future__ import annotations  # whoever writes so has types that are strings
+
 from typing import Any, NamedTuple
 
 import jax
@@ -130,6 +132,7 @@ def test_their_mistakes_are_told_like_those_of_others(added, monkeypatch, tmp_pa
         (["a_new_package.mean_action", "a_new_package.task/half", "random", "--rate", "2"], "rate must lie in (0, 1]"),
         (["a_new_package.mean_action", "matrix/xor", "random"], "needs continuous actions"),
         (["a_new_package.mean_acton", "particle/spread", "random"], "There is no algorithm"),
+        (["./mean_action.py", "particle/spread", "random"], "There is no algorithm"),
     ):
         assert omarl(monkeypatch, "train", *arguments, "--out", str(tmp_path / "out")) == 1
         assert told in " ".join(capsys.readouterr().err.split())

@@ -5,13 +5,12 @@ hyperparameters, and `validate(config, spec)`, which raises a `UserError` for va
 your own may lie in any module: `my_package.my_method` is imported as it is written.
 """
 
-import dataclasses
 import importlib
 import importlib.util
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.types import Algorithm, TaskSpec
@@ -27,13 +26,18 @@ class Method(NamedTuple):
     config: type
     validate: Callable[[Any, TaskSpec], None]
 
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """The type of each hyperparameter."""
+        return get_type_hints(self.config)
+
     def configure(self, spec: TaskSpec, overrides: Mapping[str, Any]) -> Any:
         """A config with some values changed, checked against the task.
 
         Raises:
             UserError: for unknown names, values of the wrong type, and values that make no sense.
         """
-        fields = {field.name: field.type for field in dataclasses.fields(self.config)}
+        fields = self.kinds
         values = {}
         for name, value in overrides.items():
             if name not in fields:
@@ -69,7 +73,7 @@ def find(name: str) -> Method:
 def _exists(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
+    except (ImportError, ValueError):  # it, or the package it would lie in, is not there, or is no name
         return False
 
 

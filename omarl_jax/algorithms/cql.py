@@ -30,11 +30,11 @@ from omarl_jax.algorithms.formulas import (
     cql_actions,
     minimise,
     require_not_negative,
-    require_positive,
     saturation,
     seen,
     soft_update,
     team,
+    validate_sampling,
     validate_value_learner,
     with_own,
 )
@@ -90,8 +90,8 @@ class State(NamedTuple):
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_value_learner("cql", config, spec)
-    require_not_negative(config, "cql_alpha", "policy_penalty")
-    require_positive(config, "cql_samples", "sample_noise")
+    validate_sampling(config)
+    require_not_negative(config, "policy_penalty")
 
 
 def cql(config: Config, spec: TaskSpec) -> Algorithm:

@@ -210,6 +210,14 @@ def validate_value_learner(name: str, config: Any, spec: TaskSpec, kind: str = "
     require(0 < config.tau <= 1, f"tau must lie in (0, 1], not {config.tau}.")
 
 
+def validate_sampling(config: Any) -> None:
+    """The checks that every method with `cql_actions` shares."""
+    require_not_negative(config, "cql_alpha")
+    require_positive(config, "cql_samples", "sample_noise")
+    has_density = config.policy_samples or not config.published_density
+    require(has_density, "published_density is about actions around the policy's: it needs policy_samples.")
+
+
 def require(condition: bool, message: str) -> None:
     """Raises a `UserError` unless the condition holds."""
     if not condition:

@@ -40,6 +40,7 @@ from omarl_jax.algorithms.formulas import (
     seen,
     soft_update,
     team,
+    validate_sampling,
     validate_value_learner,
     with_own,
 )
@@ -107,8 +108,9 @@ class State(NamedTuple):
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     validate_value_learner("omar", config, spec)
-    require_not_negative(config, "cql_alpha", "policy_penalty")
-    require_positive(config, "cql_samples", "sample_noise", "search_std", "search_steps")
+    validate_sampling(config)
+    require_not_negative(config, "policy_penalty")
+    require_positive(config, "search_std", "search_steps")
     require(0 <= config.omar_coef <= 1, f"omar_coef must lie in [0, 1], not {config.omar_coef}.")
     require(config.search_samples >= 2, f"search_samples must be at least 2, not {config.search_samples}.")
     few = config.search != "cem" or 2 <= config.search_elites <= config.search_samples

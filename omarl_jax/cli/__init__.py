@@ -1,10 +1,11 @@
 """The command line. Each verb is a function; its arguments and its help come from its signature.
 
-A mistake of the user ends with one sentence and exit code 1, but 2 where arguments are missing or are none; so does a
-sweep in which runs failed or none has a result, after its report.
+A mistake of the user ends with one sentence and exit code 1, but 2 where arguments are missing or are none. A sweep in
+which runs failed or none has a result ends with 1, too, after its report.
 Everything that needs JAX is imported by the verb that needs it, so that `--help` is quick.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,8 @@ _DATA_VERBS: dict[str, Any] = {
 
 def main() -> None:
     """Runs the command line and exits."""
+    # GPUs and TPUs would multiply float32 matrices with less; values of returns in the thousands need it all.
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
     try:
         code = _run(sys.argv[1:])
     except UserError as error:

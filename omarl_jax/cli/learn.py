@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omarl_jax.grid import Grid
 
 
-def train() -> None:
+def train() -> int:
     """Trains one algorithm: omarl train ALGORITHM --help tells its arguments.
 
     Several seeds, and several values of float hyperparameters, are trained in one program.
@@ -28,6 +28,7 @@ def train() -> None:
 
     console.print("usage: omarl train ALGORITHM TASK DATASET [options]")
     console.print("ALGORITHM is one of " + ", ".join(algorithms.methods()) + "; with --help it tells its options.")
+    return 2
 
 
 def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
@@ -93,8 +94,9 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
         ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value."),
         ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key."),
     ]
+    kinds = method.kinds
     for field in dataclasses.fields(method.config):
-        kind: Any = tuple[float, ...] if field.type is float else field.type
+        kind: Any = tuple[float, ...] if kinds[field.name] is float else kinds[field.name]
         told = f"{helps.get(field.name, '')} Default {field.default}, or what was published for the task and dataset."
         settings.append((field.name, kind | None, None, told))
     fields = [
@@ -105,17 +107,16 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
     form = dataclasses.make_dataclass("Train", fields)
     given: Any = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
 
-    chosen = {f.name: getattr(given, f.name) for f in dataclasses.fields(method.config)}
+    chosen = {name: getattr(given, name) for name in kinds}
     block = {
         "tasks": [given.task],
         "datasets": [given.dataset],
         "algorithms": [algorithm],
         "hyperparameters": {
             # A tuple of floats spans a grid; any other tuple is one value.
-            name: list(value) if field_type is float else [value]
+            name: list(value) if kinds[name] is float else [value]
             for name, value in chosen.items()
             if value is not None
-            for field_type in [next(f.type for f in dataclasses.fields(method.config) if f.name == name)]
         },
         "options": pairs(given.option),
     }
