@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from omarl_jax.data.recipes import make_env as make_env
     from omarl_jax.data.storage import load as open_dataset
     from omarl_jax.data.storage import save as save_dataset
+    from omarl_jax.data.validation import from_episodes as from_episodes
     from omarl_jax.errors import UserError as UserError
     from omarl_jax.export import load_policy as load_policy
     from omarl_jax.training import Result as Result
@@ -30,6 +31,7 @@ _PLACES = {
     "Result": ("training", "Result"),
     "UserError": ("errors", "UserError"),
     "find_algorithm": ("algorithms", "find"),
+    "from_episodes": ("data.validation", "from_episodes"),
     "load_dataset": ("data.recipes", "load_dataset"),
     "load_policy": ("export", "load_policy"),
     "make_algorithm": ("training", "make_algorithm"),
@@ -43,6 +45,7 @@ __all__ = [
     "Result",
     "UserError",
     "find_algorithm",
+    "from_episodes",
     "load_dataset",
     "load_policy",
     "make_algorithm",

@@ -147,7 +147,9 @@ def environment_record() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
         "device": _processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
-        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),  # `None` is the backend's own
+        "matmul_precision": str(
+            jax.config.values["jax_default_matmul_precision"] or "default"
+        ),  # `None` is the backend's own
         "code": _code(),
     }
 

@@ -8,6 +8,7 @@ whatever the size of the chunk, the neighbours in the program, or the number of 
 
 import dataclasses
 import itertools
+import pathlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import algorithms, evaluation
+from omarl_jax import algorithms, evaluation, export
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
 from omarl_jax.data.recipes import make_env
@@ -255,6 +256,7 @@ class Result:
         scores: (E, R) the same, normalised; None where the task has no reference.
         metrics: each (E, R), means over the rounds before each evaluation.
         diverged_at: (R,) the first round of each run that was not finite, or -1.
+        options: constructor arguments of the task that the data were made with.
         trainer: to evaluate further, go on, or take the policies from.
     """
 
@@ -265,7 +267,17 @@ class Result:
     scores: np.ndarray | None
     metrics: dict[str, np.ndarray]
     diverged_at: np.ndarray
+    options: dict[str, Any]
     trainer: Trainer
+
+    def save_policy(self, run: int, path: str | pathlib.Path) -> None:
+        """Writes the policy of one run as it is now, to be read by `load_policy` and by `omarl evaluate`.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        method, policy = self.trainer.method.name, self.trainer.policy(run)
+        export.save_policy(path, method, self.configs[run], self.trainer.spec, policy, {"options": self.options})
 
 
 def train(
@@ -307,7 +319,8 @@ def train(
     if not runs or rounds < 1 or episodes < 1 or not 1 <= evaluations <= rounds:
         raise UserError("There must be a seed, a round and an episode at least, and not more evaluations than rounds.")
     configs, run_seeds = [config for config, _ in runs], [seed for _, seed in runs]
-    env = env or make_env(dataset.spec.name, **dataset.metadata.get("options", {}))
+    options = dataset.metadata.get("options", {})
+    env = env or make_env(dataset.spec.name, **options)
     validate_task(env.task_spec, dataset.spec, "The environment")
     trainer = Trainer(method, configs, run_seeds, [dataset], [0] * len(runs), env)
     ends = chunk_ends(rounds, evaluations)
@@ -329,6 +342,7 @@ def train(
         scores=None if env.reference is None else env.reference.normalise(stacked),
         metrics={name: np.stack([row[name] for row in metrics]) for name in metrics[0]},
         diverged_at=diverged_at,
+        options=options,
         trainer=trainer,
     )
 

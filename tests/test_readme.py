@@ -8,22 +8,42 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
+from omarl_jax import load_policy, open_dataset
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 
 
-def test_the_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_example_runs(tmp_path: pathlib.Path) -> None:
+    example, _ = EXAMPLES
     assert 10 <= len(example.strip().splitlines()) <= 25
     # As users have it: tests leave most of XLA's optimisations out, which makes programs of this size slow.
     optimised = os.environ | {"XLA_FLAGS": ""}
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, env=optimised)
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, env=optimised, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, *scores = done.stdout.splitlines()
     assert re.fullmatch(r"100,000 transitions, mean score \d\d\.\d", first)
     assert [re.sub(r"-?\d+\.\d$", "…", line) for line in scores] == [
         f"cql_alpha {alpha}, seed {seed}: score …" for alpha in (1.0, 5.0) for seed in (0, 1, 2)
     ]
+    team = load_policy(tmp_path / "team.npz")
+    assert (team.algorithm, team.config.cql_alpha, team.count) == ("omar", 1.0, None)
+    assert team.act(np.zeros((3, 18), np.float32)).shape == (3, 2)
+
+
+def test_a_log_becomes_a_dataset(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, example = EXAMPLES
+    exec(example, {})
+    dataset = open_dataset(tmp_path / "data" / "our-log")
+    assert (dataset.size, dataset.metadata["behaviour"]) == (40 * 25, "our pilots")
+    assert dataset.whole_episodes.all()
 
 
 def table(first_cells: str) -> list[list[str]]:
@@ -48,7 +68,7 @@ def test_the_particle_table_is_that_of_the_results() -> None:
             ours = f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
             paper = f" ({float(row['paper_mean']):.1f} ± {float(row['paper_sd']):.1f})" if row["paper_mean"] else ""
             assert cell.replace("**", "") == ours + paper
-            assert data == f"{float(row['data_mean']):.1f}".replace("-0.0", "0.0")
+            assert data == f"{round(float(row['data_mean']), 1) + 0.0:.1f}"  # no -0.0
             shown += 1
     assert shown == 36
 

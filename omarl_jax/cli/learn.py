@@ -81,7 +81,12 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
     helps = _field_docs(method.config)
     settings = [
         ("task", tyro.conf.Positional[str], dataclasses.MISSING, "For example particle/spread."),
-        ("dataset", tyro.conf.Positional[str], dataclasses.MISSING, "A recipe (see omarl list) or a folder on disk."),
+        (
+            "dataset",
+            tyro.conf.Positional[str],
+            dataclasses.MISSING,
+            "A recipe (see omarl list), or a folder on disk, for which the task's general presets hold.",
+        ),
         ("seeds", tuple[int, ...], (0,), "Seeds of training."),
         ("data_seed", int | None, None, "Seed of the data, for all; by default each run's own seed."),
         ("rounds", int | None, None, "Learning rounds; by default those of the preset."),

@@ -1,4 +1,15 @@
-"""The prey of tag and world: a small frozen network, shipped, read from a file, or left to the learner."""
+"""The prey of tag and world: a small frozen network, shipped, read from a file, or left to the learner.
+
+The one that OMAR's datasets were made with is not ours to ship. It lies beside those datasets as
+`pretrained_adv_model.pt`, a pickle of PyTorch (so read it only if you trust where it comes from), and becomes a file
+for `prey=` like this:
+
+    content = torch.load("pretrained_adv_model.pt", map_location="cpu", weights_only=False)
+    net = {name: tensor.numpy() for name, tensor in content["agent_params"][-1]["policy"].items()}
+    layers = {f"w{i}": net[f"fc{i}.weight"].T for i in (1, 2, 3)} | {f"b{i}": net[f"fc{i}.bias"] for i in (1, 2, 3)}
+    norm = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    np.savez("released.npz", **layers, **{f"bn_{ours}": net[f"in_fn.{theirs}"] for ours, theirs in norm.items()})
+"""
 
 import hashlib
 import pathlib
