@@ -6,14 +6,16 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from omarl_envs import make
 
-from omarl_jax import cli, grid
+from omarl_jax import cli, evaluation, grid
 from omarl_jax.cli import terminal
 from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.importers import write_csv
+from omarl_jax.export import load_policy
 
 SHORT = ("--episodes", "5", "--final-episodes", "5")  # as many both times, so that it is compiled once
 
@@ -106,11 +108,63 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     assert len(runs) == 4
     assert "ling-pan/OMAR" in json.loads((runs[0] / "config.json").read_text())["preset"]
     assert (tmp_path / "report" / "report.html").exists()
-    gif = tmp_path / "team.gif"
-    code, out, err = run(monkeypatch, capsys, "evaluate", str(runs[0]), "--episodes", "5", "--gif", str(gif))
+    gif, asked = tmp_path / "team.gif", ["--episodes", "5", "--seed", "3", "--risk", "0.4"]
+    code, out, err = run(monkeypatch, capsys, "evaluate", str(runs[0]), *asked, "--gif", str(gif))
     assert code == 0, err
-    assert "return" in out
     assert gif.read_bytes().startswith(b"GIF")
+    saved, env = load_policy(runs[0] / "policy.npz"), make("particle/spread")
+    (key,) = jax.random.split(jax.random.key(3), 1)  # one part, of five episodes
+    play = jax.jit(lambda key, n: evaluation.evaluate(env, *saved.functions, saved.params, key, n), static_argnums=1)
+    returns = np.sort(play(key, 5)["return"])
+    tables = {"return": returns, "score": 100 * (returns - 159.8) / (516.8 - 159.8), "length": np.full(5, 25.0)}
+    for name, values in tables.items():
+        worst = [values[:2].mean()] if name != "length" else []  # two of five are the share of 0.4
+        expected = [values.mean(), np.sqrt(np.mean((values - values.mean()) ** 2)), values[0], values[-1], *worst]
+        (printed,) = re.findall(rf"^ *{name} +(.*)$", out, re.MULTILINE)
+        np.testing.assert_allclose([float(number) for number in printed.split()], expected, atol=0.02)
+
+
+def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, capsys, tmp_path):
+    """Of xor, in which an episode is one step, paid where the two actions differ."""
+    data = tmp_path / "data"
+    code, out, err = run(monkeypatch, capsys, "collect", "matrix/xor", "random", "--size", "100", "--out", str(data))
+    assert code == 0, err
+    actions = np.load(data / "actions.npy")[::2]  # the other rows close the episodes
+    mean = (actions[:, 0] != actions[:, 1]).mean()
+    assert 0.3 < mean < 0.7
+    assert f"100 transitions, mean return {mean:.1f} ->" in " ".join(out.split())
+    code, out, err = run(monkeypatch, capsys, "data", "verify", str(data))
+    assert code == 0, err
+    assert "is whole" in " ".join(out.split())
+    code, out, err = run(monkeypatch, capsys, "data", "card", str(data))
+    assert code == 0, err
+    assert "matrix/xor: random" in out
+    score = f"{100 * (mean - 0.5) / 0.5:.1f}"
+    facts = {"transitions": "100", "terminal transitions": "100", "truncated transitions": "0", "return": f"{mean:.4g}"}
+    for name, value in (facts | {"normalised mean score": score}).items():
+        assert re.search(rf"^ *{name} +{value} *$", out, re.MULTILINE), name
+    rewards = np.load(data / "rewards.npy")
+    rewards[0] = 1.0 - rewards[0]
+    np.save(data / "rewards.npy", rewards)
+    code, out, err = run(monkeypatch, capsys, "data", "verify", str(data))
+    assert code == 1
+    assert "whole" not in out
+    assert "rewards" in err
+
+
+def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys):
+    """The sizes of medium-replay are those published."""
+    code, out, _ = run(monkeypatch, capsys, "list")
+    assert code == 0
+    assert {"omar", "ciqr", "particle/spread", "uav/iot-random", "medium-replay", "late"} <= set(out.split())
+    code, out, _ = run(monkeypatch, capsys, "data", "list")
+    assert code == 0
+    rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in out.splitlines())}
+    sizes = [rows[f"particle/{task}", "medium-replay"][0] for task in ("spread", "tag", "world")]
+    assert sizes == ["97,500", "62,500", "80,000"]
+    assert rows["matrix/xor", "random"] == ["1,000,000", "0.0"]
+    assert ("matrix/xor", "medium") not in rows
+    assert ("uav/iot", "late") in rows
 
 
 def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys, tmp_path):

@@ -136,8 +136,9 @@ def test_steps_after_an_early_end_leave_no_rows():
 def test_evaluation_counts_nothing_after_an_early_end():
     env = Fuses()
     played = evaluate(env, uniform_act(env.task_spec), (), None, jax.random.key(0), episodes=200)
-    # Σ left + 1 a step, from each of the six starts.
-    assert set(np.asarray(played["return"]).tolist()) == {2.0, 5.0, 9.0, 14.0, 18.0, 22.0}
+    # Σ left + 1 a step, from each of the six starts, and how many steps these were.
+    by_hand = {(2.0, 1.0), (5.0, 2.0), (9.0, 3.0), (14.0, 4.0), (18.0, 4.0), (22.0, 4.0)}
+    assert set(zip(played["return"].tolist(), played["length"].tolist(), strict=True)) == by_hand
 
 
 def constant_act(policy, obs, mask, carry, key, explore=False):

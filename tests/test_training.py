@@ -5,17 +5,22 @@ import dataclasses
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from omarl_envs.base import MultiAgentEnv, Observation
+from omarl_envs.spec import TaskSpec
 
 from omarl_jax import UserError, algorithms, evaluation, load_dataset, make_algorithm, make_env, online, train
+from omarl_jax.algorithms import Method
 from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.data.dataset import Dataset, Rows
 from omarl_jax.layout import Layout
 from omarl_jax.training import Trainer, chunk_ends
-from omarl_jax.types import Stats
+from omarl_jax.types import Algorithm, Needs, Stats, config
 
 SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
 
@@ -25,18 +30,20 @@ def dataset():
     return load_dataset("particle/spread", "random", size=1_000)
 
 
-def trainer(dataset, seeds, layout=None, lrs=None, data=1, method="omar", **overrides):
-    method = algorithms.find(method)
+def trainer(datasets, seeds, layout=None, lrs=None, method="omar", **overrides):
+    """Of one dataset, or of several, which the runs take by turns."""
+    datasets = datasets if isinstance(datasets, list) else [datasets]
+    method, spec = algorithms.find(method), datasets[0].spec
     lrs = lrs or [0.01] * len(seeds)
     known = {field.name for field in dataclasses.fields(method.config)}
     small = {name: value for name, value in SMALL.items() if name in known}
-    configs = [method.configure(dataset.spec, small | {"lr": lr} | overrides) for lr in lrs]
-    data_of = [i % data for i in range(len(seeds))]
-    return Trainer(method, configs, seeds, [dataset] * data, data_of, make_env("particle/spread"), layout)
+    configs = [method.configure(spec, small | {"lr": lr} | overrides) for lr in lrs]
+    data_of = [i % len(datasets) for i in range(len(seeds))]
+    return Trainer(method, configs, seeds, datasets, data_of, make_env("particle/spread"), layout)
 
 
 def leaves(trainer, run):
-    return [np.asarray(leaf[run], dtype=np.float64) for leaf in jax.tree.leaves(trainer.runs.state)]
+    return [np.asarray(leaf, dtype=np.float64)[run] for leaf in jax.tree.leaves(trainer.runs.state)]
 
 
 def assert_equal(a, b, tolerance):
@@ -47,7 +54,7 @@ def assert_equal(a, b, tolerance):
 def test_a_run_alone_equals_itself_in_a_pack(dataset):
     """Side by side with others, which have other hyperparameters and other data."""
     alone = trainer(dataset, [3])
-    together = trainer(dataset, [1, 3, 5], Layout(lanes=3, devices=1), lrs=[0.003, 0.01, 0.03], data=2)
+    together = trainer([dataset] * 2, [1, 3, 5], Layout(lanes=3, devices=1), lrs=[0.003, 0.01, 0.03])
     for t in (alone, together):
         t.advance(10)
     # The second copy of the same data is sampled through another window, so rows agree and row numbers do not.
@@ -56,18 +63,31 @@ def test_a_run_alone_equals_itself_in_a_pack(dataset):
     assert max(differences) > 1e-3  # runs do differ
 
 
-def test_the_size_of_the_chunk_changes_nothing(dataset):
-    one, many = trainer(dataset, [0, 1], method="bc"), trainer(dataset, [0, 1], method="bc")
-    one.advance(6)
-    for _ in range(3):
-        many.advance(2)
-    assert_equal(leaves(one, 1), leaves(many, 1), 0.0)
+def test_each_run_learns_from_its_own_data_and_statistics_whatever_the_size_of_the_chunk(dataset):
+    """In the other data the team does the contrary and sees on another scale; the seed is the same."""
+    rows = dataset.rows
+    other = dataclasses.replace(dataset, rows=rows._replace(obs=3.0 * rows.obs + 1.0, actions=-rows.actions))
+    settings = {"method": "bc", "input_norm": "dataset", "hidden": (8,)}
+    together = trainer([dataset, other], [0, 0], **settings)
+    together.advance(6)
+    for run, data in enumerate([dataset, other]):
+        alone = trainer(data, [0], **settings)
+        for _ in range(2):
+            alone.advance(3)
+        assert_equal(leaves(alone, 0), leaves(together, run), 1e-6)
+        seen = data.rows.obs[~data.rows.closing]
+        np.testing.assert_allclose(together.policy(run).norm.mean, seen.mean(axis=0), atol=1e-4)
+    first, second = (jax.tree.leaves(together.policy(run).params) for run in range(2))
+    assert max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize(("runs", "layout"), [(2, Layout(1, 1)), (2, Layout(2, 1)), (3, Layout(2, 1))])
-def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, runs, layout, tmp_path):
-    """Runs one after the other, all side by side, and split in time."""
-    straight, first, second = (trainer(dataset, range(runs), layout, method="bc") for _ in range(3))
+@pytest.mark.parametrize(
+    ("layout", "lrs"), [(Layout(1, 1), [0.01] * 2), (Layout(2, 1), [0.01] * 2), (Layout(2, 1), [0.01, 1e30, 0.01])]
+)
+def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, layout, lrs, tmp_path):
+    """Runs one after the other, all side by side, and split in time: the one split has diverged when all stop."""
+    runs, sick = range(len(lrs)), [lr > 1 for lr in lrs]
+    straight, first, second = (trainer(dataset, runs, layout, lrs, method="bc") for _ in range(3))
     straight.advance(4)
     straight.advance(4)
     first.advance(4)
@@ -75,15 +95,21 @@ def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, runs, lay
         checkpoints.save(first.round, first.runs)
         second.resume(*checkpoints.restore(second.runs))
     assert second.round == 4
-    second.advance(4)
-    for run in range(runs):
+    before = [leaves(second, run) for run in runs]
+    metrics = second.advance(4)
+    for run in runs:
         assert_equal(leaves(straight, run), leaves(second, run), 0.0)
+        moved = max(np.abs(a - b).max() for a, b in zip(before[run], leaves(second, run), strict=True))
+        assert (moved == 0.0) == sick[run]
+    np.testing.assert_array_equal(second.diverged_at, straight.diverged_at)
+    np.testing.assert_array_equal((second.diverged_at >= 0) & (second.diverged_at < 4), sick)
+    np.testing.assert_array_equal(np.isnan(metrics["policy_loss"]), sick)
     a, b = straight.evaluate(3), second.evaluate(3)
     np.testing.assert_array_equal(a["return"], b["return"])
 
 
 def test_a_run_that_diverges_stops_alone(dataset):
-    healthy, sick = trainer(dataset, [0, 1]), trainer(dataset, [0, 1], lrs=[0.01, 1e30])
+    healthy, sick = (trainer(dataset, [0, 1], lrs=[0.01, lr], method="bc") for lr in (0.01, 1e30))
     for t in (healthy, sick):
         t.advance(2)
     before = leaves(sick, 1)
@@ -202,6 +228,83 @@ def test_evaluations_are_evenly_spread_and_the_last_is_at_the_end():
     assert chunk_ends(6, 4) == [2, 4, 6]
     assert chunk_ends(3, 20) == [1, 2, 3]
     assert len(chunk_ends(2003, 20)) == 20
+
+
+class Payer(MultiAgentEnv):
+    """Pays the only agent its action, for two steps."""
+
+    def __init__(self):
+        self.task_spec = TaskSpec("toy/payer", "continuous", 1, 1, 1, 1, 2, state_is_obs=True)
+        super().__init__()
+
+    def reset(self, key):
+        return jnp.int32(0), self.first(Observation(jnp.zeros((1, 1)), jnp.zeros(1)))
+
+    def step(self, state, actions):
+        return state + 1, self.next(state + 1, Observation(jnp.zeros((1, 1)), jnp.zeros(1)), actions[:, 0])
+
+
+@config
+class Rate:
+    lr: float
+
+
+class Noted(NamedTuple):
+    policy: jax.Array
+    round: jax.Array
+    keys: jax.Array
+    batches: jax.Array
+
+
+def noter(trained, spec):
+    """Adds its learning rate to its only parameter, and notes its batches and its keys, first that of `init`."""
+
+    def init(key, stats):
+        keys = jnp.zeros((9, 2), jnp.uint32).at[0].set(jax.random.key_data(key))
+        return Noted(jnp.float32(0.0), jnp.int32(0), keys, jnp.zeros((8, 4)))
+
+    def update(state, batch, key):
+        keys = state.keys.at[1 + state.round].set(jax.random.key_data(key))
+        batches = state.batches.at[state.round].set(batch.obs[:, 0, 0])
+        return Noted(state.policy + trained.lr, state.round + 1, keys, batches), {"value": state.round + trained.lr}
+
+    def act(policy, obs, mask, carry, key, explore=False):
+        return jnp.full((1, 1), policy), carry
+
+    return Algorithm(init, update, act, Needs(batch_size=4))
+
+
+def noting(layout, seeds):
+    closing, none = np.tile([False, True], 500), np.zeros((1000, 1), np.float32)
+    number = np.arange(1000, dtype=np.float32)[:, None, None]
+    rows = Rows(number, none[:, None], none, none.astype(bool), ~closing, closing)
+    configs = [Rate(lr) for lr in (0.25, 0.5, 1.0)]
+    env, method = Payer(), Method("noter", noter, Rate, lambda config, spec: None)
+    return Trainer(method, configs, seeds, [Dataset(env.task_spec, rows, {})], [0] * 3, env, layout)
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 1), Layout(3, 1)])
+def test_each_run_has_its_own_metrics_policy_and_returns(layout):
+    """Two at a time, one of them split in time with a round left over, and all side by side."""
+    lrs, learning = np.array([0.25, 0.5, 1.0]), noting(layout, [0, 1, 2])
+    np.testing.assert_allclose(learning.advance(5)["value"], (0 + 1 + 2 + 3 + 4) / 5 + lrs)
+    np.testing.assert_allclose(learning.advance(2)["value"], (5 + 6) / 2 + lrs)
+    np.testing.assert_allclose([learning.policy(run) for run in range(3)], 7 * lrs)
+    played = learning.evaluate(2)
+    np.testing.assert_allclose(played["return"], np.repeat(2 * 7 * lrs[:, None], 2, axis=1))  # of two steps
+    np.testing.assert_array_equal(played["length"], np.full((3, 2), 2.0))
+
+
+def test_every_round_of_every_seed_has_a_key_and_a_batch_of_its_own_whatever_the_chunks():
+    one, many = noting(Layout(1, 1), [7, 8, 7]), noting(Layout(2, 1), [7, 8, 7])
+    one.advance(8)
+    for rounds in (1, 4, 3):
+        many.advance(rounds)
+    for name, count in (("keys", 9), ("batches", 8)):
+        noted = np.asarray(getattr(one.runs.state, name))  # (R, count, …)
+        np.testing.assert_array_equal(getattr(many.runs.state, name), noted)
+        np.testing.assert_array_equal(noted[0], noted[2])  # of one seed
+        assert len(np.unique(noted[:2].reshape(2 * count, -1), axis=0)) == 2 * count
 
 
 @pytest.mark.parametrize(("runs", "lanes"), [(5, 2), (3, 2), (7, 4), (20, 8), (9, 8)])

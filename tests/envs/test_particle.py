@@ -1,5 +1,6 @@
 """The particle tasks against closed forms, an independent float64 model, and published returns."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -442,3 +443,20 @@ def test_only_the_published_team_has_reference_scores() -> None:
     assert reference is not None
     np.testing.assert_allclose(reference.normalise(np.array([159.8, 516.8])), [0.0, 100.0])
     assert make("particle/spread", n_agents=4).reference is None
+
+
+def test_reference_returns_are_those_of_the_prey(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "prey.npz"
+    np.savez(path, **_random_prey(14))  # type: ignore[arg-type]
+    unknown = pursuit.Pursuit(pursuit.TAG, prey=path)
+    assert unknown.reference is None
+    assert unknown.prey is not None
+    released = pursuit.Pursuit(dataclasses.replace(pursuit.TAG, released_digest=unknown.prey.digest), prey=path)
+    assert released.reference is not None
+    np.testing.assert_allclose(released.reference.normalise(np.array([-4.1, 185.6])), [0.0, 100.0])
+    assert released.reference.published
+    shipped = make("particle/tag").reference
+    assert shipped is pursuit.TAG.shipped
+    assert shipped is not None
+    assert not shipped.published
+    assert make("particle/tag", prey="learner").reference is None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from omarl_envs import make, rendering
+from omarl_envs import make, rendering, uav
 from omarl_envs.matrix import MatrixGame
 from PIL import Image, ImageColor
 
@@ -23,7 +23,10 @@ def _rgb(colour: str) -> tuple[int, ...]:
     return ImageColor.getrgb(colour)
 
 
-@pytest.mark.parametrize("name", ["particle/spread", "particle/tag", "particle/world", "matrix/xor", "matrix/climbing"])
+@pytest.mark.parametrize(
+    "name",
+    ["particle/spread", "particle/tag", "particle/world", "matrix/xor", "matrix/climbing", "uav/iot", "uav/iot-random"],
+)
 def test_pictures_are_rgb_of_one_size(name: str) -> None:
     env = make(name, prey="learner") if name in ("particle/tag", "particle/world") else make(name)
     picture = env.render(env.reset(jax.random.key(0))[0])
@@ -96,6 +99,38 @@ def test_a_matrix_game_frames_the_cell_that_was_played() -> None:
     red, green = _pixel(after, 0.75, 0.75, 1.3), _pixel(after, -0.25, 0.75, 1.3)
     assert red[0] > red[1]
     assert green[1] > green[0]
+
+
+@pytest.mark.parametrize("name", ["uav/iot", "uav/iot-random"])
+def test_uavs_fly_over_the_region_and_the_devices_of_their_mission(name: str) -> None:
+    env = make(name)
+    published = np.zeros((10, 10), bool)
+    published[3:7, 2:7] = True
+    state, _ = env.reset(jax.random.key(0))
+    if state.mission is None:
+        risky, devices = published, np.array(uav.DEVICES)
+    else:
+        risky, devices = np.asarray(state.mission.risky), np.asarray(state.mission.devices)
+        assert (risky != published).any()
+    free = np.ones((10, 10), bool)
+    free[tuple(devices.T)] = False
+    cells = np.stack([np.argwhere(free & risky)[0], np.argwhere(free & ~risky)[0]])
+    ages = jnp.where(jnp.arange(10) < 5, 100, 1)
+    picture = env.render(state._replace(cells=jnp.asarray(cells), ages=ages)).astype(int)
+
+    def colour(cell: np.ndarray, dx: float, dy: float) -> tuple[int, ...]:
+        x, y = cell - 4.5 + [dx, dy]  # the middle of the grid is that of the picture
+        return _pixel(picture, x, y, 5.8)
+
+    for cell in np.argwhere(np.ones((10, 10))):
+        assert (colour(cell, 0.42, 0.42) != (255, 255, 255)) == risky[tuple(cell)]  # beside whatever is in the cell
+    for i, cell in enumerate(devices):
+        assert (colour(cell, 0.28, 0.28) == _rgb(rendering.GOLD)) == (i < 5)  # the other half was served just now
+    for cell, warned in zip(cells, (True, False), strict=True):
+        red, _, blue = colour(cell, 0.2, 0.0)
+        assert blue > red
+        border = np.array([colour(cell, dx, 0.0) for dx in np.arange(0.26, 0.34, 0.01)])
+        assert (border[:, 0] - border[:, 2]).max() > 80 if warned else (border[:, 0] <= border[:, 2]).all()
 
 
 def test_a_film_has_a_frame_for_every_step(tmp_path: pathlib.Path) -> None:
