@@ -1,14 +1,17 @@
-"""The MA-CQR family on problems whose answers are known."""
+"""The MA-CQR family against NumPy, and on problems whose answers are known."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from omarl_envs.spec import TaskSpec
-from problems import METHODS, jit
+from problems import METHODS, float64, jit, np_mlp, of
 
 from omarl_jax import networks
 from omarl_jax.algorithms import formulas
@@ -86,6 +89,138 @@ def test_quantile_loss_in_loops() -> None:
                 expected[b] += abs(fractions[j] - (delta < 0)) * huber / kappa / 5
     found = formulas.quantile_huber(*map(jnp.float32, (atoms, targets, fractions)), kappa)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def varied(seed: int, rewards: float) -> Transition:
+    """Random transitions: agents end at different times, many actions are illegal, and most rewards negative."""
+    rng, b = np.random.default_rng(seed), 32
+    actions, next_actions = rng.integers(A, size=(2, b, N))
+    masks = rng.random((2, b, N, A)) < 0.5
+    for mask, chosen in zip(masks, (actions, next_actions), strict=True):  # one of them, at least
+        np.put_along_axis(mask, chosen[..., None], True, axis=-1)
+    terminal = rng.random((b, N)) < 0.5
+    columns = {
+        "obs": rng.normal(1.0, 2.0, (b, N, O)),
+        "rewards": rng.normal(-rewards, rewards, (b, N)),
+        "next_obs": rng.normal(-1.0, 2.0, (b, N, O)),
+        "terminal": terminal,
+        "truncated": ~terminal.all(axis=1) & (rng.random(b) < 0.4),
+        "action_mask": masks[0],
+        "next_action_mask": masks[1],
+    }
+    return rows(actions, np.zeros(b))._replace(**jax.tree.map(jnp.asarray, columns))
+
+
+def np_atoms(config: Any, stats: Stats, params: Any, agent: int, obs: np.ndarray) -> np.ndarray:
+    """One agent's atoms (B, Q, A)."""
+    if config.input_norm == "dataset":
+        obs = (obs - stats.obs_mean[agent]) / np.sqrt(stats.obs_std[agent] ** 2 + 1e-5)
+    return np_mlp(params, obs).reshape(len(obs), max(config.quantiles, 1), A)
+
+
+def np_targets(config: Any, stats: Stats, targets: list[Any], team: list[int], one: Transition) -> np.ndarray:
+    """What the sum of a team's atoms should be, (B, Q)."""
+    reward, ended = one.rewards[:, team].mean(axis=1), one.terminal[:, team].min(axis=1)
+    y = np.repeat(config.reward_scale * reward[:, None], max(config.quantiles, 1), axis=1)
+    for agent in team:
+        atoms = np_atoms(config, stats, targets[agent], agent, one.next_obs[:, agent])
+        for b in np.flatnonzero(ended == 0):
+            can = np.flatnonzero(one.next_action_mask[b, agent])
+            y[b] += config.gamma * atoms[b, :, can[atoms[b].mean(axis=0)[can].argmax()]]
+    return y
+
+
+def np_loss(
+    config: Any, stats: Stats, params: list[Any], team: list[int], one: Transition, y: np.ndarray
+) -> tuple[float, dict[str, float]]:
+    """A team's loss and metrics; `params` of all agents."""
+    total, penalty, td_loss = np.zeros_like(y), 0.0, 0.0
+    for agent in team:
+        atoms = np_atoms(config, stats, params[agent], agent, one.obs[:, agent])
+        own = atoms[np.arange(len(y)), :, one.actions[:, agent].astype(int)]
+        total += own
+        can = np.where(one.action_mask[:, agent, None] > 0, atoms, -np.inf)
+        penalty += (np.logaddexp.reduce(can, axis=-1) - own).sum(axis=1).mean()
+    for j in range(config.quantiles):
+        fraction = config.risk * (2 * j + 1) / (2 * config.quantiles)
+        for target in y.T:
+            delta = target - total[:, j]
+            size, kappa = np.abs(delta), config.huber
+            huber = np.where(size <= kappa, 0.5 * size**2, kappa * (size - 0.5 * kappa)) / kappa
+            weight = np.where(delta < 0, 1 - fraction, fraction)
+            td_loss += 0.5 * (weight * huber).mean() / config.quantiles
+    if not config.quantiles:
+        td_loss = 0.5 * np.square(total - y).mean()
+    metrics = {"critic_loss": td_loss, "cql_penalty": penalty, "q": total.mean() / config.reward_scale}
+    return td_loss + config.cql_alpha * penalty, metrics
+
+
+def np_slopes(loss: Callable[[], tuple[float, Any]], leaves: list[np.ndarray]) -> list[np.ndarray]:
+    """The gradient of a loss that depends on these arrays, by differences."""
+    slopes = [np.zeros_like(leaf) for leaf in leaves]
+    for leaf, slope in zip(leaves, slopes, strict=True):
+        for index in np.ndindex(leaf.shape):
+            begun = leaf[index]
+            for sign in (1, -1):
+                leaf[index] = begun + sign * 1e-6
+                slope[index] += sign * loss()[0] / 2e-6
+            leaf[index] = begun
+    return slopes
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "n"),
+    [
+        ("ciqr", {"input_norm": "none", "risk": 0.4, "quantiles": 3, "grad_clip": 0.65}, 2),
+        ("ciqr", {"input_norm": "batch", "risk": 0.4, "quantiles": 3, "grad_clip": 0.35}, 3),
+        ("ccqr", {"input_norm": "none", "risk": 0.4, "quantiles": 3, "grad_clip": 1.0}, 3),
+        ("ccqr", {"input_norm": "dataset", "risk": 0.4, "quantiles": 3, "grad_clip": 0.5}, 2),
+        ("ciql", {"input_norm": "dataset", "grad_clip": 3.0}, 3),
+        ("ccql", {"input_norm": "batch", "grad_clip": 3.0}, 3),
+    ],
+    indirect=["n"],
+)
+def test_two_rounds_in_numpy(name: str, overrides: dict[str, Any], n: int) -> None:
+    """The first gradient is longer than it may be, and the second is not: Adam alone would forget how it was cut."""
+    settings = {"hidden": (5,), "gamma": 0.9, "cql_alpha": 0.2, "reward_scale": 2.5, "huber": 1.5}
+    config, method = make(name, **settings | overrides)
+    rng = np.random.default_rng(0)
+    stats = Stats(rng.normal(size=(n, O)), rng.uniform(0.5, 3.0, (n, O)))
+    init, update = jax.jit(method.init), jax.jit(method.update)
+    state = init(jax.random.key(0), stats)
+    state = state._replace(target=init(jax.random.key(1), stats).policy.params)  # far from what is learned
+    params, targets = ([of(float64(tree), i) for i in range(n)] for tree in (state.policy.params, state.target))
+    teams = [list(range(n))] if config.centralised else [[i] for i in range(n)]
+    moments = {id(leaf): (0.0, 0.0) for leaf in jax.tree.leaves(params)}
+    for number, spread in enumerate((5.0, 0.2), start=1):
+        batch = varied(number, spread)
+        state, found = update(state, batch, jax.random.key(0))
+        one = float64(batch)
+        told = []
+        for team in teams:
+            y = np_targets(config, stats, targets, team, one)
+            anything = one._replace(next_action_mask=np.ones_like(one.next_action_mask))
+            assert (y != np_targets(config, stats, targets, team, anything)).any()  # the masks of the batch matter
+            loss = functools.partial(np_loss, config, stats, params, team, one, y)
+            told.append(loss()[1])
+            leaves = jax.tree.leaves([params[i] for i in team])
+            slopes = np_slopes(loss, leaves)
+            norm = np.sqrt(sum(np.square(slope).sum() for slope in slopes))
+            assert (norm > config.grad_clip) == (number == 1)
+            for leaf, slope in zip(leaves, slopes, strict=True):
+                cut = slope * min(1.0, config.grad_clip / norm)
+                mean, square = moments[id(leaf)]
+                mean, square = moments[id(leaf)] = 0.9 * mean + 0.1 * cut, 0.999 * square + 0.001 * cut**2
+                leaf -= config.lr * mean / (1 - 0.9**number) / (np.sqrt(square / (1 - 0.999**number)) + 1e-8)
+        for target, online in zip(jax.tree.leaves(targets), jax.tree.leaves(params), strict=True):
+            target += config.tau * (online - target)
+        assert found.keys() == told[0].keys()
+        for metric, value in found.items():
+            mean = np.mean([of_team[metric] for of_team in told])
+            np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-5, err_msg=metric)
+        for i in range(n):
+            for after, expected in ((state.policy.params, params[i]), (state.target, targets[i])):
+                jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), of(after, i), expected)
 
 
 @pytest.mark.parametrize("risk", [1.0, 0.15])
@@ -170,6 +305,55 @@ def test_bootstraps_from_the_action_that_is_best_by_the_mean_of_its_atoms(name: 
     team = N if name.startswith("cc") else 1
     found = found.sum(axis=0, keepdims=True) if name.startswith("cc") else found
     np.testing.assert_allclose(found, np.tile(10 + 0.5 * team * atoms[:, 0], (len(found), 1)), atol=5)
+
+
+@pytest.mark.parametrize("name", ["ciqr", "ccql"])
+def test_bootstraps_from_the_best_of_the_next_actions_that_are_legal(name: str) -> None:
+    """Targets of 5, 3 and 1, whatever the observation; the best is forbidden to agent 0, and all but it to agent 1."""
+    _, method = make(name, gamma=0.9)
+    state = method.init(jax.random.key(0), STATS)
+    state = state._replace(policy=state.policy._replace(params=jax.tree.map(jnp.zeros_like, state.policy.params)))
+    target = jax.tree.map(jnp.zeros_like, state.target)
+    bias = jnp.zeros_like(target["_Dense_1"]["bias"]).reshape(N, -1, A) + jnp.array([5.0, 3.0, 1.0])
+    target["_Dense_1"]["bias"] = bias.reshape(N, -1)
+    batch = rows(np.zeros((8, N)), np.zeros(8), terminal=np.zeros((8, N), bool))._replace(
+        next_action_mask=jnp.tile(jnp.array([[False, True, True], [True, False, False]]), (8, 1, 1))
+    )
+    _, metrics = jax.jit(method.update)(state._replace(target=target), batch, jax.random.key(0))
+    y = np.array([0.9 * (3 + 5)] if name.startswith("cc") else [0.9 * 3, 0.9 * 5])
+    # The atoms are 0. Beyond κ = 1 the loss of 8 quantiles is half of the sum of their fractions, 4, times y - 1/2.
+    expected = 0.5 * y**2 if name.endswith("ql") else 2 * (y - 0.5)
+    np.testing.assert_allclose(metrics["critic_loss"], expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ciqr", "ccql"])
+def test_atoms_learn_scaled_rewards_but_values_are_told_unscaled(name: str) -> None:
+    """Three times the reward of 4 is where nothing is left to learn."""
+    _, method = make(name, reward_scale=3.0)
+    state, update = method.init(jax.random.key(0), STATS), jax.jit(method.update)
+    for total, learns in ((12.0, False), (4.0, True)):
+        params = jax.tree.map(jnp.zeros_like, state.policy.params)
+        params["_Dense_1"]["bias"] += total / (N if name.startswith("cc") else 1)
+        begun = state._replace(policy=state.policy._replace(params=params))
+        after, metrics = update(begun, rows(np.zeros((8, N)), np.full(8, 4.0)), jax.random.key(0))
+        np.testing.assert_allclose(metrics["q"], total / 3, rtol=1e-5)
+        assert (metrics["critic_loss"] > 1) == learns
+        assert (after.policy.params["_Dense_1"]["bias"] > params["_Dense_1"]["bias"]).any() == learns
+
+
+@pytest.mark.parametrize("name", ["ciql", "ccql"])
+def test_gradients_are_clipped_for_each_agent_or_for_the_team(name: str) -> None:
+    """Adam's mean after one round is a tenth of the gradient, which far from its target is as long as it may be."""
+    _, method = make(name, grad_clip=0.3)
+    state, _ = jax.jit(method.update)(
+        method.init(jax.random.key(0), STATS), rows(np.zeros((8, N)), np.full(8, 100.0)), jax.random.key(0)
+    )
+    mean = jax.tree.map(lambda x: x.reshape(N, -1), optax.tree_utils.tree_get(state.optimiser, "mu"))
+    lengths = np.linalg.norm(np.concatenate(jax.tree.leaves(mean), axis=1), axis=1)  # (N,)
+    if name.startswith("cc"):
+        assert lengths.min() > 0
+        lengths = np.linalg.norm(lengths)
+    np.testing.assert_allclose(lengths, 0.03, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "share"), [("ccqr", 1.0), ("ccql", 0.5)])

@@ -1,5 +1,7 @@
 """The shared formulas against closed forms."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,28 @@ def test_blocks_change_no_update(monkeypatch: pytest.MonkeyPatch) -> None:
         states += jax.tree.leaves(update(state, batch(0, config.batch_size), jax.random.key(1)))
     for one, other in zip(whole, blocks, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_adam_sees_gradients_cut_to_the_norm_of_all_of_them() -> None:
+    """Two steps by hand: the first gradient, of norm 13 over both arrays, is cut to 1, the second is short enough."""
+    optimiser = formulas.clipped_adam(jnp.float32(0.1), jnp.float32(1.0))
+    first, second = np.array([3.0, -4.0, 12.0]), np.array([0.3, 0.6, -0.2])
+
+    @jax.jit
+    def steps(params: Any, *gradients: Any) -> list[Any]:
+        state, changes = optimiser.init(params), []
+        for gradient in gradients:
+            change, state = optimiser.update(gradient, state)
+            changes.append(change)
+        return changes
+
+    split = [{"w": jnp.float32(g[:2]), "b": jnp.float32(g[2:])} for g in (np.zeros(3), first, second)]
+    changes = [np.concatenate([change["w"], change["b"]]) for change in steps(*split)]
+    np.testing.assert_allclose(changes[0], [-0.1, 0.1, -0.1], rtol=1e-5)  # 0.1 g / √g²
+    cut = first / 13
+    mean = (0.9 * 0.1 * cut + 0.1 * second) / (1 - 0.9**2)
+    square = (0.999 * 0.001 * cut**2 + 0.001 * second**2) / (1 - 0.999**2)
+    np.testing.assert_allclose(changes[1], -0.1 * mean / np.sqrt(square), rtol=1e-3)
 
 
 def test_softmax_weights_are_relative_and_sum_to_the_batch() -> None:
