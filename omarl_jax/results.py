@@ -25,7 +25,7 @@ from omarl_jax.files import read_arrays
 
 CVAR_LEVEL = 0.1
 TAILS = (0.05, CVAR_LEVEL, 0.15, 0.25, 0.5)
-SATURATED = 0.9
+MOST_SATURATED = 0.9
 _QUALITIES = ("random", "early", "medium-replay", "middle", "medium", "mixed", "late", "expert")  # from bad to good
 _T = TypeVar("_T")
 
@@ -77,14 +77,14 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The runs of one method with one config on one dataset. Diverged runs are counted, and otherwise left out.
+    """The runs of one method with one config on one dataset. Those without a result are only counted.
 
     Attributes:
         task, dataset, algorithm, config_hash: what the runs have in common.
         differs: hyperparameters, options of the task, rounds and size of the data in which this row differs from others
             of the same task, dataset and algorithm.
-        runs: the runs that did not diverge.
-        started: the number of runs, with those that diverged.
+        runs: the runs that have a result.
+        started: the number of runs, with those that have none (see `FinishedRun.failure`).
         normalised: whether numbers are scores or, if some row of the dataset has no reference, raw returns.
         finals: (runs,) mean over episodes of the last policy of each run.
         best: the best mean over episodes that each run reached during training, averaged over runs.
@@ -127,7 +127,7 @@ class Row:
     @property
     def saturated(self) -> bool:
         """Whether a policy sits in the corners of its actions, where it cannot learn: then the row is no result."""
-        return self.saturation is not None and self.saturation > SATURATED
+        return self.saturation is not None and self.saturation > MOST_SATURATED
 
     @property
     def method(self) -> str:

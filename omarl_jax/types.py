@@ -15,8 +15,9 @@ import chex
 import jax
 from omarl_envs.spec import ScoreReference, TaskSpec
 
-__all__ = ["Algorithm", "Metrics", "Needs", "ScoreReference", "Stats", "TaskSpec", "Transition", "config"]
+__all__ = ["SATURATED", "Algorithm", "Metrics", "Needs", "ScoreReference", "Stats", "TaskSpec", "Transition", "config"]
 
+SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 Metrics = dict[str, chex.Array]
 _C = TypeVar("_C")
 

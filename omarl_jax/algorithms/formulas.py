@@ -11,7 +11,7 @@ import optax
 from optax.microbatching import AccumulationType
 
 from omarl_jax.errors import UserError
-from omarl_jax.types import Metrics, TaskSpec, Transition
+from omarl_jax.types import SATURATED, Metrics, TaskSpec, Transition
 
 
 def bootstrapped(rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array) -> chex.Array:
@@ -190,8 +190,8 @@ def cql_actions(
 
 
 def saturation(actions: chex.Array) -> chex.Array:
-    """The share of |a| > 0.99: a policy that sits in the corners has stopped learning."""
-    return jnp.mean(jnp.abs(actions) > 0.99)
+    """The share of |a| > `SATURATED`: a policy that sits in the corners has stopped learning."""
+    return jnp.mean(jnp.abs(actions) > SATURATED)
 
 
 def validate_learner(name: str, config: Any, spec: TaskSpec, kind: str = "continuous") -> None:

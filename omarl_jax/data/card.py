@@ -12,9 +12,9 @@ from omarl_jax import statistics
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import content_hash
 from omarl_jax.files import replacing
+from omarl_jax.types import SATURATED
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 _BINS = 30
 _ACTION_BINS = 20
 

@@ -92,7 +92,7 @@ def _task(task: str, rows: Sequence[Row], pictures: Mapping[str, Sequence[str]])
 
 def _summary(runs: Sequence[FinishedRun], failed: int, unfinished: int) -> str:
     counts = [f"{len(runs) - failed} runs finished"]
-    counts += [f"{failed} diverged"] if failed else []
+    counts += [f"{failed} without a result"] if failed else []
     counts += [f"{unfinished} unfinished"] if unfinished else []
     counts += [f"{len({run.algorithm for run in runs})} methods", f"{len({run.task for run in runs})} tasks"]
     return ", ".join(counts) + "."

@@ -11,13 +11,15 @@ import numpy as np
 
 from omarl_jax import statistics
 from omarl_jax.report import comparisons
-from omarl_jax.results import CVAR_LEVEL, SATURATED, FinishedRun, Row, exposure, grouped
+from omarl_jax.results import CVAR_LEVEL, MOST_SATURATED, FinishedRun, Row, exposure, grouped
 
 _BASELINES = ("bc", "cql", "ciql", "ccql")
 
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
 _OTHERWISE = "¶ other hyperparameters, rounds or amount of data than the paper's number stands for."
-_SATURATED = f"§ no result: more than {100 * SATURATED:g} % of a policy's actions are at their bounds (saturation)."
+_SATURATED = (
+    f"§ no result: more than {100 * MOST_SATURATED:g} % of a policy's actions are at their bounds (saturation)."
+)
 _RAW = "‡ raw returns, since no reference returns are known to normalise with."
 _NOTHING = "\u2013"  # an en dash, where there is no number
 
@@ -63,7 +65,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     if any(row.saturated for row in rows):
         notes.append(_SATURATED)
     if any(len(row.runs) < row.started for row in rows):
-        notes.append("n of m seeds: the others diverged and are in none of the numbers.")
+        notes.append("n of m seeds: the others diverged, or were not evaluated, and are in none of the numbers.")
     return notes
 
 
@@ -116,7 +118,7 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
 
 
 def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
-    """One line for each run, in the order of the rows, and then those that diverged."""
+    """One line for each run, in the order of the rows, and then those without a result."""
     records = [
         {
             **_origin(run),
