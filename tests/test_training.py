@@ -137,7 +137,7 @@ def test_the_training_program_exports_for_every_accelerator(dataset):
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [("particle/spread", "matd3"), ("particle/tag", "itd3"), ("particle/world", "bc"), ("uav/iot", "ciqr")],
+    [("particle/spread", "matd3"), ("particle/world", "itd3"), ("uav/iot", "ciqr")],
 )
 def test_playing_and_learning_online_export_for_every_accelerator(task, method):
     env = make_env(task)

@@ -100,10 +100,11 @@ class Learned:
 
 
 def setups(name: str) -> list[Any]:
-    """A method as it is; and if it has critics of its own, the other kind of critics and of normalisation too."""
+    """A method as it is; and with the other kind of critics and of normalisation, if no variant has them already."""
     config = METHODS[name].config
     default = pytest.param(name, {}, id=name)
-    if not hasattr(config, "centralised") or config.__bases__ != (object,):
+    related = [one for one in METHODS.values() if issubclass(one.config, config) or issubclass(config, one.config)]
+    if not hasattr(config, "centralised") or len(related) > 1:
         return [default]
     other = {
         "centralised": not config.centralised,
