@@ -99,3 +99,18 @@ def test_the_table_of_ten_models_is_that_of_the_results() -> None:
         assert returns == [f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}" for row in of]
         shares = [float(row["final_risk"]) / float(row["final_length"]) / 2 for row in of]  # of two UAVs
         assert risks == ", ".join(f"{100 * share:.1f} %" for share in shares)
+
+
+def test_the_table_of_speeds_is_that_of_the_benchmarks() -> None:
+    expected = []
+    for file in ("bench.json", "bench-epyc.json"):
+        found = json.loads((ROOT / "experiments" / "results" / file).read_text())
+        omar, ciqr = found["omar"]["updates_per_second"], found["ciqr"]["updates_per_second"]
+        steps, uav = found["environments"]["steps_per_second"], found["uav"]
+        ratios = [omar["5"] / omar["torch"], omar["20"] / omar["torch"], ciqr["5"] / ciqr["torch"]]
+        ratios += [steps["omarl_jax spread"] / steps[other] for other in ("NumPy spread", "omarl_jax naive spread")]
+        ratios += [steps[f"omarl_jax {task}"] / steps[f"NumPy {task}"] for task in ("tag", "world")]
+        expected.append([f"{ratio:.1f}" for ratio in [*ratios, uav["omarl_jax"] / uav["naive JAX"]]])
+    assert [line[1:] for line in table("| | Xeon, 2.5 GHz | EPYC |")] == [
+        list(line) for line in zip(*expected, strict=True)
+    ]
