@@ -147,8 +147,7 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
     for axes in right:
         axes.margins(0.1)  # for the labels
         axes.autoscale_view()
-        for curve, line in zip(axes.lines[:], lines.values(), strict=True):
-            _label_points(curve, [names[value] for value in line.values])
+        _label_points(axes, [[names[value] for value in line.values] for line in lines.values()])
     known = {
         value: mean
         for line in lines.values()
@@ -246,24 +245,23 @@ def _label_levels(axes: Axes, levels: Mapping[str, tuple[float, str | None]], me
         axes.text(1.02, place, text, color=colour, size=_SMALL, va="center", transform=axes.transAxes)
 
 
-def _label_points(curve: Line2D, labels: Sequence[str]) -> None:
-    """Writes labels beside the points of a curve: at its ends, and in between where there is room."""
-    points, axes = np.asarray(curve.get_xydata()), curve.axes
-    assert isinstance(axes, Axes)
-    places = axes.transData.transform(points)
-    room = 2.0 * _SMALL * axes.figure.dpi / 72  # the width of a label
-    labelled: list[int] = []
-    for i in dict.fromkeys([0, len(points) - 1, *range(len(points))]):
-        if all(np.linalg.norm(places[i] - places[other]) > room for other in labelled):
-            labelled.append(i)
-            axes.annotate(
-                labels[i],
-                tuple(points[i]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                size=_SMALL,
-                color=curve.get_color(),
-            )
+def _label_points(axes: Axes, labels: Sequence[Sequence[str]]) -> None:
+    """Writes labels beside the points of all curves: at their ends first, and wherever there is room."""
+    point = axes.figure.dpi / 72
+    curves = list(zip(axes.lines[:], labels, strict=True))
+    wanted = [(curve, texts, i) for curve, texts in curves for i in dict.fromkeys((0, len(texts) - 1))]
+    wanted += [(curve, texts, i) for curve, texts in curves for i in range(1, len(texts) - 1)]
+    taken: list[tuple[np.ndarray, float]] = []  # where labels begin, and how long they are
+    for curve, texts, i in wanted:
+        at = tuple(np.asarray(curve.get_xydata())[i])
+        place, length = axes.transData.transform(at), 0.7 * _SMALL * point * len(texts[i])
+        beside = [
+            (-length < place[0] - other[0] < width) and abs(place[1] - other[1]) < 1.2 * _SMALL * point
+            for other, width in taken
+        ]
+        if not any(beside):
+            taken.append((place, length))
+            axes.annotate(texts[i], at, xytext=(4, 4), textcoords="offset points", size=_SMALL, color=curve.get_color())
 
 
 def _legend(figure: Figure, methods: Sequence[str]) -> None:

@@ -114,3 +114,17 @@ def test_the_table_of_speeds_is_that_of_the_benchmarks() -> None:
     assert [line[1:] for line in table("| | Xeon, 2.5 GHz | EPYC |")] == [
         list(line) for line in zip(*expected, strict=True)
     ]
+
+
+def test_the_tables_of_studies_are_those_of_their_results() -> None:
+    text = (ROOT / "experiments" / "results" / "README.md").read_text()
+    shown = 0
+    for row in results("macqr_published") + results("macqr_data"):
+        cell = f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}"
+        name = row["algorithm"].removesuffix("-published").replace("-cvar", "`, ξ = 0.15").rstrip("`")
+        size = json.loads(row["hyperparameters"] or "{}").get("size")
+        head = f"| {size:,} |" if size else f"| `{name}" + ("" if "ξ" in name else "`") + " |"
+        (line,) = (line for line in text.splitlines() if line.startswith(head))
+        assert f"| {cell} |" in line
+        shown += 1
+    assert shown == 12 + 23
