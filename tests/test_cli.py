@@ -227,7 +227,7 @@ def test_options_are_true_false_values_or_words():
 
 
 def test_a_diverged_run_is_named_with_its_round(monkeypatch, capsys, tmp_path):
-    arguments = f"train bc particle/spread random --lr 1e30 --rounds 4 --size 500 --evaluations 2 --out {tmp_path}"
+    arguments = f"train bc particle/spread random --lr 3e38 --rounds 4 --size 500 --evaluations 2 --out {tmp_path}"
     code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT, "--batch-size", "16", "--hidden", "8")
     assert code == 1
     assert "no result: particle-spread_random_bc" in err

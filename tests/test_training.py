@@ -22,6 +22,7 @@ from omarl_jax.layout import Layout
 from omarl_jax.training import Trainer, chunk_ends
 from omarl_jax.types import Algorithm, Needs, Stats, config
 
+TOO_FAST = 3e38  # a learning rate: two steps of Adam are beyond float32, whatever the data
 SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
 
 
@@ -82,7 +83,7 @@ def test_each_run_learns_from_its_own_data_and_statistics_whatever_the_size_of_t
 
 
 @pytest.mark.parametrize(
-    ("layout", "lrs"), [(Layout(1, 1), [0.01] * 2), (Layout(2, 1), [0.01] * 2), (Layout(2, 1), [0.01, 1e30, 0.01])]
+    ("layout", "lrs"), [(Layout(1, 1), [0.01] * 2), (Layout(2, 1), [0.01] * 2), (Layout(2, 1), [0.01, TOO_FAST, 0.01])]
 )
 def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, layout, lrs, tmp_path):
     """Runs one after the other, all side by side, and split in time: the one split has diverged when all stop."""
@@ -109,7 +110,7 @@ def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, layout, l
 
 
 def test_a_run_that_diverges_stops_alone(dataset):
-    healthy, sick = (trainer(dataset, [0, 1], lrs=[0.01, lr], method="bc") for lr in (0.01, 1e30))
+    healthy, sick = (trainer(dataset, [0, 1], lrs=[0.01, lr], method="bc") for lr in (0.01, TOO_FAST))
     for t in (healthy, sick):
         t.advance(2)
     before = leaves(sick, 1)
@@ -186,7 +187,7 @@ def test_train_spans_a_grid(dataset):
 
 def test_train_tells_which_runs_diverged(dataset):
     with pytest.warns(UserWarning, match=r"run 1 at round \d"):
-        result = train("bc", dataset, rounds=6, evaluations=3, episodes=5, lr=[0.001, 1e30], hidden=(8,))
+        result = train("bc", dataset, rounds=6, evaluations=3, episodes=5, lr=[0.001, TOO_FAST], hidden=(8,))
     assert result.diverged_at[0] == -1
     assert 0 <= result.diverged_at[1] < 4
     assert np.isfinite(result.returns[:, 0]).all()
