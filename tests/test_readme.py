@@ -128,3 +128,8 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
         assert f"| {cell} |" in line
         shown += 1
     assert shown == 12 + 23
+    methods = ("ciql", "ccql", "ciqr", "ccqr")
+    of = {(row["algorithm"], json.loads(row["hyperparameters"])["cql_alpha"]): row for row in results("macqr_alpha")}
+    for alpha in (0.0, 0.1, 1.0, 10.0):
+        cells = [f"{float(of[name, alpha]['mean']):.0f} ± {float(of[name, alpha]['sd']):.0f}" for name in methods]
+        assert f"| {alpha:g} | {' | '.join(cells)} |" in text
