@@ -170,7 +170,9 @@ def import_(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, option:
     made = importers.read_csv(file, **pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
-    console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
+    mean = made.metadata.get("mean_return")
+    told = "no whole episode" if mean is None else f"mean return {mean:.1f}"
+    console.print(f"{made.size:,} transitions, {told} -> {out}")
 
 
 def export(dataset: tyro.conf.Positional[pathlib.Path], out: pathlib.Path) -> None:
