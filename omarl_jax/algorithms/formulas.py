@@ -56,14 +56,15 @@ def in_blocks(function: Callable[..., Any], batch_axes: tuple[int | None, ...], 
     """
     batched = [i for i, axis in enumerate(batch_axes) if axis is not None]
 
-    def blocked(*inputs: Any) -> Any:
+    def of_batch(*inputs: Any) -> Any:
         batch_size = jax.tree.leaves(inputs[batched[0]])[0].shape[batch_axes[batched[0]]]
         block = math.gcd(batch_size, _BLOCK)
-        if block < _BLOCK // 4:
+        if block == batch_size or block < _BLOCK // 4:
             return function(*inputs)
-        return optax.microbatch(function, batched, block, joined, in_axes=[batch_axes[i] for i in batched])(*inputs)
+        blocked = optax.microbatch(function, batched, block, joined, in_axes=[batch_axes[i] for i in batched])
+        return jax.lax.platform_dependent(*inputs, cpu=blocked, default=function)
 
-    return lambda *inputs: jax.lax.platform_dependent(*inputs, cpu=blocked, default=function)
+    return of_batch
 
 
 _BLOCK = 32  # times 10 candidates, 64 features, 2 critics and 3 agents: half of the 1 or 2 MB of a core's cache

@@ -54,19 +54,25 @@ def rows(actions: Any, rewards: Any, **fields: Any) -> Transition:
     return jax.tree.map(jnp.asarray, Transition(**(columns | fields)))
 
 
-def learned(name: str, batch: Transition, rounds: int, **overrides: Any) -> Any:
-    """The state after learning on the same batch again and again, the learning rate falling to nothing."""
-    config, method = make(name, **overrides)
+def learned(name: str, batch: Transition, rounds: int, target: Any = None, **overrides: Any) -> Any:
+    """The state after learning on the same batch again and again, the learning rate falling to nothing.
 
-    @jit
-    def learn(batch: Transition) -> Any:
-        def step(state: Any, number: jax.Array) -> tuple[Any, None]:
-            now = METHODS[name].make(dataclasses.replace(config, lr=config.lr * (1 - number / rounds)), SPEC)
-            return now.update(state, batch, jax.random.key(0))[0], None
+    `target` replaces the parameters that the targets begin with.
+    """
+    config, _ = make(name, **overrides)
+    return _learned(name, config, batch, rounds, target)
 
-        return jax.lax.scan(step, method.init(jax.random.key(0), STATS), jnp.arange(rounds))[0]
 
-    return learn(batch)
+@functools.partial(jit, static_argnames="name")
+def _learned(name: str, config: Any, batch: Transition, rounds: int, target: Any) -> Any:
+    """Compiled once for all rewards and all float hyperparameters."""
+    state = METHODS[name].make(config, SPEC).init(jax.random.key(0), STATS)
+
+    def step(number: jax.Array, state: Any) -> Any:
+        now = METHODS[name].make(dataclasses.replace(config, lr=config.lr * (1 - number / rounds)), SPEC)
+        return now.update(state, batch, jax.random.key(0))[0]
+
+    return jax.lax.fori_loop(0, rounds, step, state if target is None else state._replace(target=target))
 
 
 def values(name: str, state: Any, obs: Any = None, **overrides: Any) -> np.ndarray:
@@ -287,21 +293,12 @@ def test_bootstraps_from_the_action_that_is_best_by_the_mean_of_its_atoms(name: 
     options = {"quantiles": 4, "lr": 0.3, "tau": 1e-12}
     if name.endswith("ql"):
         atoms, options = np.array([[300.0, -500.0, 100.0]]), options | {"quantiles": 0}
-    config, method = make(name, **options)
+    _, method = make(name, **options)
     batch = rows(np.zeros((32, N)), np.full(32, 10.0), terminal=np.zeros((32, N), bool))
-    begun = method.init(jax.random.key(0), STATS)
-    target = jax.tree.map(jnp.zeros_like, begun.target)
+    target = jax.tree.map(jnp.zeros_like, method.init(jax.random.key(0), STATS).target)
     target["_Dense_1"]["bias"] = jnp.asarray(np.tile(atoms.reshape(-1), (N, 1)), jnp.float32)
 
-    @jit
-    def learn(state: Any) -> Any:
-        def step(state: Any, number: jax.Array) -> tuple[Any, None]:
-            now = METHODS[name].make(dataclasses.replace(config, lr=config.lr * (1 - number / 3_000)), SPEC)
-            return now.update(state, batch, jax.random.key(0))[0], None
-
-        return jax.lax.scan(step, state, jnp.arange(3_000))[0]
-
-    found = values(name, learn(begun._replace(target=target)), **options)[:, :, 0]
+    found = values(name, learned(name, batch, 3_000, target, **options), **options)[:, :, 0]
     team = N if name.startswith("cc") else 1
     found = found.sum(axis=0, keepdims=True) if name.startswith("cc") else found
     np.testing.assert_allclose(found, np.tile(10 + 0.5 * team * atoms[:, 0], (len(found), 1)), atol=5)

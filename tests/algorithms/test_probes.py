@@ -24,6 +24,7 @@ HYPERPARAMETERS = {
     "lr": 0.01,
     "tau": 0.05,
     "hidden": (32,),
+    "batch_size": 32,  # one block: computing in blocks takes twice as long to compile
     "cql_alpha": 0.3,
     "omar_coef": 0.7,
     "search_steps": 2,
