@@ -17,6 +17,7 @@ from omarl_jax import statistics
 _SMALL = 8  # points
 _GREY = "0.35"
 _COLOURS = [f"C{i}" for i in range(10) if i != 7]  # C7 is grey, and so are the lines of the data
+MOST_COLOURS = len(_COLOURS)
 
 
 class Curve(NamedTuple):
@@ -64,11 +65,17 @@ class Line(NamedTuple):
 
 
 def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
-    """Mean and 95 % bootstrap interval over runs against rounds, one panel per dataset."""
+    """Mean and 95 % bootstrap interval over runs against rounds.
+
+    There is one legend for all panels; or, if together they show more methods than there are colours and each of them
+    few, a legend in each and one scale for all.
+    """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
+    shown, most = {method for panel in panels for method in panel.curves}, max(len(panel.curves) for panel in panels)
+    own_legends = len(shown) > MOST_COLOURS >= most
     figure = Figure(figsize=(5.2 * columns if columns > 1 else 7, 3.0 * rows + 0.4), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    grid = list(figure.subplots(rows, columns, sharey=own_legends, squeeze=False).flat)
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes, panel in zip(grid, panels, strict=False):
@@ -82,7 +89,11 @@ def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str
             axes.axhline(value, color=_GREY if of is None else _colour(methods, of), linewidth=0.8, linestyle=":")
     figure.supxlabel("rounds", size="medium")
     figure.supylabel(ylabel, size="medium")
-    _legend(figure, methods)
+    if own_legends:
+        for axes in grid[: len(panels)]:
+            axes.legend(frameon=False, fontsize=_SMALL)
+    else:
+        _legend(figure, methods)
     figure.draw_without_rendering()  # fixes the height of the axes, which decides how far labels must lie apart
     for axes, panel in zip(grid, panels, strict=False):
         _label_levels(axes, panel.levels, methods)

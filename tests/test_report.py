@@ -476,3 +476,24 @@ def test_curves_show_the_mean_over_runs_and_labels_that_do_not_touch() -> None:
     assert len(boxes) == 6
     assert all(upper.y0 >= lower.y1 for lower, upper in itertools.pairwise(boxes))
     assert min(box.x0 for box in boxes) > axes.bbox.x1
+
+
+def test_many_variants_have_a_panel_for_each_algorithm(tmp_path: Path) -> None:
+    for i in range(6):
+        write_run(tmp_path / f"omar{i}", TEN, config={"lr": i}, config_hash=f"a{i}")
+    for i in range(3):
+        write_run(tmp_path / f"bc{i}", TEN, algorithm="bc", config={"lr": i}, config_hash=f"b{i}")
+    rows = table(load_runs(tmp_path))
+    assert [panel.title for panel in figures._panels(rows)] == ["medium"]  # there are colours for nine
+    write_run(tmp_path / "bc3", TEN, algorithm="bc", config={"lr": 3}, config_hash="b3")
+    rows = table(load_runs(tmp_path))
+    panels = figures._panels(rows)
+    assert {panel.title: list(panel.curves) for panel in panels} == {
+        "bc on medium": [f"bc (lr={i})" for i in range(4)],
+        "omar on medium": [f"omar (lr={i})" for i in range(6)],
+    }
+    ((picture, figure), *_) = figures.draw(rows)
+    assert picture.kind == "curves"
+    shown = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert shown == [list(panel.curves) for panel in panels]
+    assert not figure.legends

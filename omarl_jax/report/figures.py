@@ -36,8 +36,7 @@ def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
     methods = comparisons.methods(rows)
     drawn = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
-        panels = [_panel(cell) for cell in grouped(of_task, lambda row: row.dataset).values()]
-        curves = plotting.learning_curves(panels, methods, f"{_units(of_task)}, mean and 95 % interval")
+        curves = plotting.learning_curves(_panels(of_task), methods, f"{_units(of_task)}, mean and 95 % interval")
         drawn.append((_picture("curves", task, "Learning curves"), curves))
         if lines := _over_datasets(of_task):
             figure = plotting.grid(lines, "dataset", _units(of_task), CVAR_LEVEL)
@@ -90,6 +89,22 @@ def _picture(kind: str, task: str | None, title: str, *parts: str) -> Picture:
 def _units(rows: Sequence[Row]) -> str:
     """What numbers are measured in: one unit in a dataset, and perhaps another in the next."""
     return " or ".join(sorted({"score" if row.normalised else "return" for row in rows}, reverse=True))
+
+
+def _panels(of_task: Sequence[Row]) -> list[plotting.Panel]:
+    """One of each dataset; where colours are too few for the variants, one of each dataset and algorithm."""
+    panels = []
+    for cell in grouped(of_task, lambda row: row.dataset).values():
+        of_algorithms = list(grouped(cell, lambda row: row.algorithm).values())
+        if len(cell) <= plotting.MOST_COLOURS or len(cell) < 2 * len(of_algorithms):
+            panels.append(_panel(cell))
+        else:
+            of_each = [_panel(rows) for rows in of_algorithms]
+            panels += [
+                panel._replace(title=f"{rows[0].algorithm} on {panel.title}")
+                for rows, panel in zip(of_algorithms, of_each, strict=True)
+            ]
+    return panels
 
 
 def _panel(cell: Sequence[Row]) -> plotting.Panel:
