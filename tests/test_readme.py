@@ -130,3 +130,7 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     for alpha in (0.0, 0.1, 1.0, 10.0):
         cells = [f"{float(of[name, alpha]['mean']):.0f} ± {float(of[name, alpha]['sd']):.0f}" for name in methods]
         assert f"| {alpha:g} | {' | '.join(cells)} |" in text
+    of = {(row["algorithm"], row["dataset"]): row for row in results("macqr_behaviour")}
+    for data in ("random", "early", "middle", "late", "mixed"):
+        cells = [f"{float(of[name, data]['mean']):.0f} ± {float(of[name, data]['sd']):.0f}" for name in methods]
+        assert f"| {data} | {float(of['ciqr', data]['data_mean']):.0f} | {' | '.join(cells)} |" in text
