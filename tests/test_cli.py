@@ -169,10 +169,17 @@ def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys)
 
 def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys, tmp_path):
     env = make("uav/iot")
-    [(rows, _)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    [(rows, sums)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "log.csv")
-    data = str(tmp_path / "data")
-    assert run(monkeypatch, capsys, "data", "import", str(tmp_path / "log.csv"), "--out", data)[0] == 0
+    lines = (tmp_path / "log.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "part.csv").write_text("".join(lines[:50]))
+    data = str(tmp_path / "log")
+    mean = f"mean return {sums['return'].mean():.1f}"
+    for name, size, told in (("part", 49, "no whole episode"), ("log", 200, mean)):
+        log, folder = (str(tmp_path / f"{name}{suffix}") for suffix in (".csv", ""))
+        code, out, err = run(monkeypatch, capsys, "data", "import", log, "--out", folder)
+        assert code == 0, err
+        assert f"{size} transitions, {told}" in " ".join(out.split())
     again = tmp_path / "again.csv"
     assert run(monkeypatch, capsys, "data", "export", data, "--out", str(again))[0] == 0
     assert again.read_bytes() == (tmp_path / "log.csv").read_bytes()
