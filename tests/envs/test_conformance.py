@@ -149,8 +149,7 @@ def test_another_key_another_start(case: Case) -> None:
 def test_many_environments_step_like_one(case: Case) -> None:
     times = [0, case.length // 2, case.length - 1]
     states, _ = case.at(times)
-    # Not compiled, so that it compares vmap and jit at once, and because compiling takes longer than running once.
-    found = jax.vmap(case.env.step)(states, case.actions[times])
+    found = jax.jit(jax.vmap(case.env.step))(states, case.actions[times])
     jax.tree.map(_assert_close, found, case.at([t + 1 for t in times]))
 
 
@@ -161,7 +160,7 @@ def test_the_time_limit_truncates_and_by_request_terminates(case: Case) -> None:
     assert last.step_type == StepType.LAST
     assert (last.discount == 1.0).all()
     before, _ = case.at(case.length - 1)
-    _, end = make(case.name, **case.kwargs, time_limit_is_terminal=True).step(before, case.actions[-1])
+    _, end = jax.jit(make(case.name, **case.kwargs, time_limit_is_terminal=True).step)(before, case.actions[-1])
     assert end.step_type == StepType.LAST
     assert (end.discount == 0.0).all()
     _assert_close(end.reward, last.reward)
