@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from omarl_envs import make
 
+import omarl_jax.sweep
 from omarl_jax import cli, evaluation, grid
-from omarl_jax.cli import terminal
+from omarl_jax.cli import learn, terminal
 from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.importers import write_csv
 from omarl_jax.export import load_policy
+from omarl_jax.sweep import Progress as Told
 
 SHORT = ("--episodes", "5", "--final-episodes", "5")  # as many both times, so that it is compiled once
 
@@ -97,6 +99,43 @@ def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, tol
     assert told in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_help_names_arguments_and_says_what_holds_by_default(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, "train", "omar", "--help")
+    out = " ".join(out.replace("│", " ").split())
+    assert "TASK DATASET" in out
+    assert "Adam's learning rate, of policies and critics. (default: 0.01, or what was published)" in out
+    assert "(default: 64 64, or what was published)" in out
+    assert "default: None" not in out
+
+
+def test_the_time_left_is_told_however_long_a_chunk_takes(monkeypatch, tmp_path):
+    """Of three packs the first was done before; chunks of the second take 83 seconds."""
+    now, bars = 0.0, []
+
+    class Watched(learn.Progress):
+        def __init__(self, *columns, **options):
+            super().__init__(*columns, **options, get_time=lambda: now)
+            bars.append(self)
+
+    def sweep(grid, out, tell, wandb):
+        nonlocal now
+        tell(0, Told(1000))
+        for chunk in range(1, 4):
+            now += 83.0
+            tell(1, Told(100 * chunk, 18.0, "score", 3.0))
+        everything, _, second, third = bars[0].tasks
+        assert second.time_remaining == 7 * 83
+        assert everything.time_remaining == 17 * 83
+        assert third.start_time is None
+        return {}
+
+    monkeypatch.setattr(learn, "Progress", Watched)
+    monkeypatch.setattr(omarl_jax.sweep, "sweep", sweep)
+    block = {"tasks": ["particle/spread"], "datasets": ["random"], "algorithms": ["bc", "cql", "omar"], "rounds": 1000}
+    assert learn._run(grid.make_grid({"seeds": [0, 1], "block": [block]}), tmp_path, None) == 1
+    assert len(bars) == 1
 
 
 def test_training_to_a_gif(monkeypatch, capsys, tmp_path):

@@ -50,6 +50,9 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("Stopped. Sweeps and trainings continue where they were when they are started again.")
         code = 130
+    except BrokenPipeError:  # what it prints goes to a program that has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     sys.exit(code or 0)
 
 

@@ -1,18 +1,19 @@
 """Verbs that make data, and what data are made of: `collect`, `behaviour`, `prey` and those of `omarl data`."""
 
 import pathlib
+from typing import Annotated
 
 import tyro
 from rich.table import Table
 
-from omarl_jax.cli.terminal import console, pairs
+from omarl_jax.cli.terminal import DatasetFolder, DatasetName, TaskName, console, pairs
 from omarl_jax.errors import UserError
 from omarl_jax.files import require_writable
 
 
 def collect(
-    task: tyro.conf.Positional[str],
-    dataset: tyro.conf.Positional[str],
+    task: TaskName,
+    dataset: DatasetName,
     out: pathlib.Path,
     seed: int = 0,
     size: int | None = None,
@@ -22,7 +23,7 @@ def collect(
 
     Args:
         task: for example particle/spread.
-        dataset: which recipe, for example medium; `omarl list` lists them.
+        dataset: which recipe, for example medium; `omarl data list` lists them.
         out: folder to write; it must not exist yet.
         seed: of the rollouts.
         size: transitions; by default the published number.
@@ -40,7 +41,7 @@ def collect(
 
 
 def behaviour(
-    task: tyro.conf.Positional[str],
+    task: TaskName,
     out: pathlib.Path,
     medium: float,
     expert: float,
@@ -84,7 +85,7 @@ def behaviour(
         console.print(f"{quality} (seed {snapshots[numbers[0]]['seed']}, round: score) {told}")
 
 
-def prey(task: tyro.conf.Positional[str], out: pathlib.Path, seed: int = 0, rounds: int = 2_000) -> None:
+def prey(task: TaskName, out: pathlib.Path, seed: int = 0, rounds: int = 2_000) -> None:
     """Trains a prey together with the predators that hunt it, by MATD3. It is loaded with the task's `prey=FILE`.
 
     Args:
@@ -115,8 +116,8 @@ def list_() -> None:
 
 
 def card(
-    dataset: tyro.conf.Positional[str],
-    quality: tyro.conf.Positional[str | None] = None,
+    dataset: DatasetName,
+    quality: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="QUALITY")]] = None,
     out: pathlib.Path | None = None,
     seed: int = 0,
     size: int | None = None,
@@ -144,7 +145,7 @@ def card(
         card.write(made, out)
 
 
-def verify(dataset: tyro.conf.Positional[pathlib.Path]) -> None:
+def verify(dataset: DatasetFolder) -> None:
     """Checks that a dataset on disk is whole, unchanged and sensible.
 
     Args:
@@ -156,7 +157,11 @@ def verify(dataset: tyro.conf.Positional[pathlib.Path]) -> None:
     console.print(f"{dataset} is whole.")
 
 
-def import_(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, option: tuple[str, ...] = ()) -> None:
+def import_(
+    file: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="LOG")]],
+    out: pathlib.Path,
+    option: tuple[str, ...] = (),
+) -> None:
     """Makes a dataset of uav/iot out of a log in the layout of MA-CQR (CSV), with its card.
 
     Args:
@@ -175,7 +180,7 @@ def import_(file: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, option:
     console.print(f"{made.size:,} transitions, {told} -> {out}")
 
 
-def export(dataset: tyro.conf.Positional[pathlib.Path], out: pathlib.Path) -> None:
+def export(dataset: DatasetFolder, out: pathlib.Path) -> None:
     """Writes a dataset of uav/iot as a log in the layout of MA-CQR (CSV).
 
     Args:

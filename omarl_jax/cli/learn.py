@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from omarl_jax.cli.terminal import complain, console, pairs, print_paths
+from omarl_jax.cli.terminal import DatasetName, TaskName, complain, console, pairs, print_paths
 
 if TYPE_CHECKING:
     from omarl_jax.grid import Grid
@@ -31,7 +31,11 @@ def train() -> int:
     return 2
 
 
-def sweep(grid: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, wandb: str | None = None) -> int:
+def sweep(
+    grid: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="GRID")]],
+    out: pathlib.Path | None = None,
+    wandb: str | None = None,
+) -> int:
     """Trains all runs of a grid, continues those that were killed, and writes the report.
 
     Args:
@@ -79,35 +83,38 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
 
     method = algorithms.find(algorithm)
     helps = _field_docs(method.config)
-    settings = [
-        ("task", tyro.conf.Positional[str], dataclasses.MISSING, "For example particle/spread."),
+    settings: list[tuple[str, Any, Any, str, str | None]] = [  # the last: what holds where None is the default
+        ("task", TaskName, dataclasses.MISSING, "For example particle/spread.", None),
         (
             "dataset",
-            tyro.conf.Positional[str],
+            DatasetName,
             dataclasses.MISSING,
-            "A recipe (see omarl list), or a folder on disk, for which the task's general presets hold.",
+            "A recipe (see omarl data list), or a folder on disk, for which the task's general presets hold.",
+            None,
         ),
-        ("seeds", tuple[int, ...], (0,), "Seeds of training."),
-        ("data_seed", int | None, None, "Seed of the data, for all; by default each run's own seed."),
-        ("rounds", int | None, None, "Learning rounds; by default those of the preset."),
-        ("size", int | None, None, "Transitions of the data; by default the published number."),
-        ("out", pathlib.Path, pathlib.Path("results/train"), "Folder for the runs."),
-        ("evaluations", int, 20, "Evaluations during training."),
-        ("episodes", int, 32, "Episodes of each of them."),
-        ("final_episodes", int, 1000, "Episodes of the last policy."),
-        ("side_by_side", int | None, None, "Most runs that a device trains together; by default all, on a CPU one."),
-        ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value."),
-        ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key."),
+        ("seeds", tuple[int, ...], (0,), "Seeds of training.", None),
+        ("data_seed", int | None, None, "Seed of the data, for all.", "each run's own seed"),
+        ("rounds", int | None, None, "Learning rounds.", "those of the preset"),
+        ("size", int | None, None, "Transitions of the data.", "the published number"),
+        ("out", pathlib.Path, pathlib.Path("results/train"), "Folder for the runs.", None),
+        ("evaluations", int, 20, "Evaluations during training.", None),
+        ("episodes", int, 32, "Episodes of each of them.", None),
+        ("final_episodes", int, 1000, "Episodes of the last policy.", None),
+        ("side_by_side", int | None, None, "Most runs that a device trains together.", "all; on a CPU, one"),
+        ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value.", None),
+        ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key.", "none"),
     ]
     kinds = method.kinds
     for field in dataclasses.fields(method.config):
         kind: Any = tuple[float, ...] if kinds[field.name] is float else kinds[field.name]
-        told = f"{helps.get(field.name, '')} Default {field.default}, or what was published for the task and dataset."
-        settings.append((field.name, kind | None, None, told))
-    fields = [
-        (name, Annotated[kind, tyro.conf.arg(help=told)], dataclasses.field(default=default))
-        for name, kind, default, told in settings
-    ]
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        told = helps.get(field.name, "")
+        settings.append((field.name, kind | None, None, told, f"{default}, or what was published"))
+    fields = []
+    for name, kind, default, told, otherwise in settings:
+        hint = None if otherwise is None else f"(default: {otherwise})"
+        shown = tyro.conf.arg(help=told, help_behavior_hint=hint)
+        fields.append((name, Annotated[kind, shown], dataclasses.field(default=default)))
     summary = (inspect.getdoc(sys.modules[method.config.__module__]) or "").partition("\n\n")[0]
     form = dataclasses.make_dataclass("Train", fields)
     given: Any = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
@@ -155,14 +162,25 @@ def _run(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
         TimeRemainingColumn(),
         TextColumn("{task.fields[score]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    # Rich estimates the time left from the last half minute, and a chunk may take longer.
+    with Progress(*columns, console=console, speed_estimate_period=math.inf) as progress:
+        work = sum(pack[0].rounds * len(pack) for pack in packs)
+        everything = progress.add_task("all runs", total=work, rate="", score="", visible=len(packs) > 1)
         bars = [progress.add_task(_title(pack), total=pack[0].rounds, rate="", score="", start=False) for pack in packs]
+        rounds = [0] * len(packs)
 
         def tell(pack: int, told: "sweeps.Progress") -> None:
+            nonlocal work
             progress.start_task(bars[pack])
             rate = "" if math.isnan(told.updates_per_second) else f"{told.updates_per_second:,.0f} updates/s"
             score = "" if math.isnan(told.value) else f"{told.unit} {told.value:.1f}"
             progress.update(bars[pack], completed=told.round, rate=rate, score=score)
+            made, rounds[pack] = (told.round - rounds[pack]) * len(packs[pack]), told.round
+            if math.isnan(told.updates_per_second):  # it was done before, and says nothing of the time left
+                work -= made
+                progress.update(everything, total=work)
+            else:
+                progress.update(everything, advance=made)
 
         failed = sweeps.sweep(grid, out, tell, wandb)
     folders = [out / "runs" / run.name for run in grid.runs]

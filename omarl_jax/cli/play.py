@@ -3,6 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -26,7 +27,7 @@ def list_names() -> None:
 
 
 def evaluate(
-    policy: tyro.conf.Positional[pathlib.Path],
+    policy: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="POLICY")]],
     episodes: int = 1000,
     seed: int = 0,
     risk: float = 0.1,
@@ -90,7 +91,11 @@ def evaluate(
             print_paths({name: path})
 
 
-def report(runs: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None, pictures: bool = False) -> None:
+def report(
+    runs: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="RUNS")]],
+    out: pathlib.Path | None = None,
+    pictures: bool = False,
+) -> None:
     """Makes tables, curves and an HTML page of finished runs.
 
     Args:

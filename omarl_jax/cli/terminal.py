@@ -1,14 +1,20 @@
-"""What the verbs share: where they print, and how name=value is read."""
+"""What the verbs share: their positional arguments, where they print, and how name=value is read."""
 
 import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 
 from omarl_jax.errors import UserError
+
+# tyro names positional arguments after their type, unless told otherwise.
+TaskName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]]
+DatasetName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATASET")]]
+DatasetFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DATASET")]]
 
 console = Console(markup=False)  # brackets in what is printed are no markup
 errors = Console(stderr=True, markup=False)
