@@ -63,5 +63,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         # Opened here, because NumPy leaves a damaged archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__}: {error}).") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+        # What NumPy says of a file that is none of its own is to read it as a pickle.
+        raise UserError(f"'{path}' cannot be read: it is no archive of arrays (.npz), or damaged.") from None

@@ -60,6 +60,7 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["train", "bc", "particle/spred", "random"], "'particle/spread'"),
         (["train", "bc", "particle/spread", "randm"], "'random'"),
         (["train", "bc", "matrix/xor", "random"], "needs continuous actions"),
+        (["train", "ciqr", "particle/spread", "random"], "needs discrete actions"),
         (["train", "bc", "particle/spread", "random", "--lr", "-1"], "lr must be positive"),
         (["colect"], "'collect'"),
         (["data", "lst"], "'list'"),
@@ -278,6 +279,42 @@ def test_a_diverged_run_is_named_with_its_round(monkeypatch, capsys, tmp_path):
     assert code == 1
     assert "no result: particle-spread_random_bc" in err
     assert "diverged at round" in err
+
+
+def test_a_sweep_reports_what_succeeded_and_lists_what_failed(monkeypatch, capsys, tmp_path):
+    train_pack = omarl_jax.sweep.train_pack
+
+    def train_or_fail(pack, *others):
+        if pack[0].algorithm == "cql":
+            raise RuntimeError("out of memory")
+        train_pack(pack, *others)
+
+    monkeypatch.setattr(omarl_jax.sweep, "train_pack", train_or_fail)
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text("""
+seeds = [0, 1]
+evaluations = 1
+episodes = 2
+final_episodes = 2
+[[block]]
+tasks = ["matrix/climbing"]
+datasets = ["random"]
+algorithms = ["ciql"]
+rounds = 2
+size = 100
+hyperparameters = { hidden = [[8]], batch_size = 8 }
+[[block]]
+tasks = ["particle/spread"]
+datasets = ["random"]
+algorithms = ["cql"]
+""")
+    code, printed, err = run(monkeypatch, capsys, "sweep", str(path), "--out", str(out))
+    assert code == 1
+    assert re.search(r"^failed: particle-spread_random_cql_\w+_seed0 and 1 more: RuntimeError: out of memory", err)
+    assert "ciql" in printed
+    page = (out / "report" / "report.html").read_text()
+    assert "out of memory" in page
+    assert "matrix/climbing" in page
 
 
 def test_importing_is_light():

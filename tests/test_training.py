@@ -123,8 +123,11 @@ def test_a_run_that_diverges_stops_alone(dataset):
     assert_equal(leaves(sick, 1), before, 0.0)  # frozen where it was last good
 
 
-def test_the_training_program_exports_for_every_accelerator(dataset):
-    program, arguments = trainer(dataset, [0, 1], batch_size=64).chunk(2)  # of two blocks, on CPUs
+@pytest.mark.parametrize("method", ["bc", "icq", "omar", "ciqr"])
+def test_the_training_program_exports_for_every_accelerator(method, dataset):
+    if method == "ciqr":
+        dataset = load_dataset("matrix/climbing", "random", size=500)
+    program, arguments = trainer(dataset, [0, 1], method=method, batch_size=64).chunk(2)  # of two blocks, on CPUs
     arguments = jax.tree.map(
         lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, arguments
     )

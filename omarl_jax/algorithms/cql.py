@@ -10,8 +10,9 @@ belongs, which `published_density` reproduces. There is no target noise and no d
 agents of a round learn from one joint batch (published: a fresh one each).
 
 With `centralised`, one critic, learning the mean reward, sees all observations and actions; agent i's policy is judged
-with the other agents' actions from the data (Shao et al. 2023, `MATD3CC`, but one critic update a round, not five, and
-no noise on target actions).
+with the other agents' actions from the data (`MATD3CC` in the code of Shao et al. 2023). That code, to which the
+published centralised scores belong, updates its critic five times a round and adds noise of 0.05 to target actions;
+here, as everywhere, a round is one update.
 """
 
 from collections.abc import Callable

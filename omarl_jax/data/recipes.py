@@ -4,7 +4,7 @@ Every quality is regenerated in seconds, in memory. Continuous tasks have snapsh
 learn while the dataset is made (see `logs`). Snapshots come from online training (see `behaviour`); of those,
 `medium` and `expert` play with the noise they explored with, and `medium-replay` plays whole episodes with each of a
 series of snapshots spread evenly over training, which stands for the replay buffer of a time: up to the medium one, or
-only as far as their mean comes nearest to the published one (on tag and world that is to a third of the way).
+only as far as their mean comes nearest to the published one (on tag and world to less than half of the way).
 They were made by
 
     omarl behaviour particle/spread --medium 31.8 --expert 104 --replay 12.3                         (medium-replay)

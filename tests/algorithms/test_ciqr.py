@@ -280,10 +280,38 @@ def test_bootstraps_through_truncation_but_not_through_the_end(name: str) -> Non
     for terminal in (True, False):
         batch = rows(actions, np.ones(32), terminal=np.full((32, N), terminal), truncated=np.full(32, not terminal))
         options = {"lr": 0.03}
-        batch = batch._replace(next_action_mask=jnp.zeros((32, N, A), bool).at[..., 0].set(True))
-        atoms = values(name, learned(name, batch, 1_500, **options), **options)[:, :, 0]
+        atoms = values(name, learned(name, only_the_first(batch), 1_500, **options), **options)[:, :, 0]
         total = atoms.sum(axis=0) if name.startswith("cc") else atoms
         np.testing.assert_allclose(total, 1.0 if terminal else 2.0, atol=0.1)
+
+
+def only_the_first(batch: Transition) -> Transition:
+    """The same, with one legal action in what follows: others are not in the data, and nothing is known of them."""
+    return batch._replace(next_action_mask=jnp.zeros((len(batch.rewards), N, A), bool).at[..., 0].set(True))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_reward_is_credited_one_step_back(name: str) -> None:
+    """The first state leads to the second, that one with a reward to the end."""
+    first, states = np.arange(32) % 2 == 0, np.eye(O, dtype=np.float32)[:, None].repeat(N, axis=1)  # (2, N, O)
+    obs = states[np.where(first, 0, 1)]
+    batch = rows(np.zeros((32, N)), 1.0 - first, obs=obs, next_obs=obs[::-1], terminal=np.tile(~first[:, None], N))
+    state = learned(name, only_the_first(batch), 2_000, lr=0.03)
+    for obs, expected in zip(states, (0.5, 1.0), strict=True):
+        atoms = values(name, state, obs)[:, :, 0]
+        total = atoms.sum(axis=0) if name.startswith("cc") else atoms
+        np.testing.assert_allclose(total, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_stays_finite_on_any_data(name: str) -> None:
+    """One observation, observations of thousands, returns of ten thousands, ends everywhere and nowhere."""
+    zeros, signs = np.zeros((32, N)), np.where(np.arange(32) % 2 == 0, 1.0, -1.0)
+    for scale, reward, terminal in ((0.0, 0.0, True), (1e3, 0.0, False), (1.0, 1e4, True), (1e3, 1e4, False)):
+        obs = np.float32(scale * np.ones((32, N, O)))
+        batch = rows(zeros, reward * signs, obs=obs, next_obs=-obs, terminal=np.full((32, N), terminal))
+        state = learned(name, only_the_first(batch), 300, cql_alpha=1.0)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.policy.params, state.target)))
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -166,6 +166,27 @@ def test_random_missions_differ_and_are_kept() -> None:
     jax.tree.map(np.testing.assert_array_equal, after.mission, state.mission)
 
 
+def test_a_random_mission_is_what_the_fixed_one_with_its_numbers_is() -> None:
+    env = make("uav/iot-random")
+    state, _ = env.reset(jax.random.key(3))
+    assert state.mission is not None
+    cells = {name: [tuple(map(int, cell)) for cell in found] for name, found in (
+        ("devices", np.asarray(state.mission.devices)),
+        ("risk_region", np.argwhere(np.asarray(state.mission.risky))),
+    )}  # fmt: skip
+    fixed = UavIot(**cells, power_weight=float(state.mission.power_weight))  # type: ignore[arg-type]
+
+    def both(states: tuple[State, State], actions: jax.Array) -> Any:
+        (one, found), (other, expected) = env.step(states[0], actions), fixed.step(states[1], actions)
+        return (one, other), (found, expected)
+
+    actions = jax.random.randint(jax.random.key(0), (100, 2), 0, 55)
+    (found, expected) = jax.lax.scan(both, (state, state._replace(mission=None)), actions)[1]
+    np.testing.assert_allclose(found.reward, expected.reward, rtol=1e-5)
+    assert found.extras["metrics"]["risk"].sum() > 0
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8), found.extras, expected.extras)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
