@@ -329,7 +329,9 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
         "47.9",
         "",
     )
-    assert "| medium | omar | 30.0 ± 5.0 |" in paths["table.md"].read_text()
+    written = paths["table.md"].read_text()
+    assert "| medium | omar | 30.0 ± 5.0 |" in written
+    assert "Lower tails: CVaR of the last policies at several levels:\n\n| dataset | method | CVaR 0.05 |" in written
     with paths["runs.csv"].open(newline="") as file:
         lines = [record for record in csv.DictReader(file) if record["algorithm"] == "omar"]
     assert [(line["seed"], float(line["mean"]), float(line["return"])) for line in lines] == [
@@ -396,8 +398,9 @@ def test_how_soon_runs_are_above_their_data(tmp_path: Path) -> None:
         write_run(tmp_path / "runs" / f"{seed}", TEN, returns=values, seed=seed)
     row = only_row(tmp_path / "runs")
     assert row.convergence.tolist() == [9, 18, np.inf]  # the data have 160
-    page = write_report([*row.runs], tmp_path / "out")["report.html"].read_text()
-    assert "<td>14</td><td>2 of 3</td>" in page
+    paths = write_report([*row.runs], tmp_path / "out")
+    assert "<td>14</td><td>2 of 3</td>" in paths["report.html"].read_text()
+    assert "| medium | omar | 14 | 2 of 3 |" in paths["table.md"].read_text()
 
 
 def test_one_config_on_several_datasets_gets_a_picture_of_them(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from omarl_jax.report import comparisons, figures, tables
 from omarl_jax.results import FinishedRun, Row, grouped
 
@@ -77,14 +75,7 @@ def _task(task: str, rows: Sequence[Row], pictures: Mapping[str, Sequence[str]])
     """The section of one task: its table and curves, and what opens on a click."""
     parts = [f"<h2>{html.escape(task)}</h2>", _table([tables.cells(row) for row in rows], by="dataset")]
     parts += pictures["curves"]
-    if any(row.metrics.keys() - {"length"} for row in rows):
-        title = "Task metrics of the last policies, means over steps, episodes and seeds"
-        parts.append(_details(title, [_table(tables.metrics(rows), by="dataset")]))
-    if any(np.isfinite(row.convergence).any() for row in rows):
-        title = "How soon: rounds until an evaluation is above the mean of the data"
-        parts.append(_details(title, [_table(tables.convergence(rows), by="dataset")]))
-    title = "Lower tails: CVaR of the last policies at several levels"
-    parts.append(_details(title, [_table(tables.tails(rows), by="dataset")]))
+    parts += [_details(title, [_table(lines, by="dataset")]) for title, lines in tables.details(rows).items()]
     parts += pictures["grid"]
     parts += [_details(title, pictures[kind]) for kind, title in _DETAILS.items() if pictures[kind]]
     return parts

@@ -70,14 +70,19 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
 
 
 def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) -> str:
-    """The table as Markdown, one for each task, with its notes."""
+    """The tables of each task as Markdown, with their notes."""
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
-        texts = [cells(row) for row in of_task]
-        lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
-        parts.append(f"## {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts += [f"## {task}", _markdown([cells(row) for row in of_task])]
+        for title, lines in details(of_task).items():
+            parts += [f"{title}:", _markdown(lines)]
     missing = [f"Not finished, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
     return "\n\n".join([*parts, *footnotes(rows), *missing, *sources(runs, rows)]) + "\n"
+
+
+def _markdown(lines: Sequence[Mapping[str, str]]) -> str:
+    written = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in written)
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:
@@ -150,7 +155,17 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
+def details(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
+    """Title -> what else there is to be told of one task."""
+    found = {}
+    if any(row.metrics.keys() - {"length"} for row in rows):
+        found["Task metrics of the last policies, means over steps, episodes and seeds"] = _metrics(rows)
+    if any(np.isfinite(row.convergence).any() for row in rows):
+        found["How soon: rounds until an evaluation is above the mean of the data"] = _convergence(rows)
+    return found | {"Lower tails: CVaR of the last policies at several levels": _tails(rows)}
+
+
+def _metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Quantities a step, shares of steps at risk, how many episodes had any risk at all; those of the data first."""
 
     def told(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -174,7 +189,7 @@ def metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [{name: line.get(name, _NOTHING) for name in names} for line in lines]
 
 
-def convergence(rows: Sequence[Row]) -> list[dict[str, str]]:
+def _convergence(rows: Sequence[Row]) -> list[dict[str, str]]:
     """After how many rounds runs were first evaluated above the mean of their data."""
     lines = []
     for row in rows:
@@ -187,7 +202,7 @@ def convergence(rows: Sequence[Row]) -> list[dict[str, str]]:
     return lines
 
 
-def tails(rows: Sequence[Row]) -> list[dict[str, str]]:
+def _tails(rows: Sequence[Row]) -> list[dict[str, str]]:
     """CVaR of the last policies at several levels."""
     return [
         {"dataset": row.dataset, "method": row.method}
