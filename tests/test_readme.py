@@ -60,14 +60,14 @@ def test_the_particle_table_is_that_of_the_results() -> None:
     shown, task = 0, ""
     for name, dataset, data, *methods in table("| | dataset | mean of the data |"):
         task = name or task
-        for algorithm, cell in zip(("bc", "cql", "omar"), methods, strict=True):
+        for algorithm, cell in zip(("bc", "td3_bc", "icq", "cql", "omar"), methods, strict=True):
             row = rows[f"particle/{task}", dataset, algorithm]
             ours = f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
             paper = f" ({float(row['paper_mean']):.1f} ± {float(row['paper_sd']):.1f})" if row["paper_mean"] else ""
             assert cell.replace("**", "") == ours + paper
             assert data == f"{round(float(row['data_mean']), 1) + 0.0:.1f}"  # no -0.0
             shown += 1
-    assert shown == 36
+    assert shown == 60
 
 
 def test_the_table_of_larger_teams_is_that_of_the_results() -> None:
@@ -113,24 +113,64 @@ def test_the_table_of_speeds_is_that_of_the_benchmarks() -> None:
     ]
 
 
+def told(row: dict[str, str]) -> str:
+    return f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}"
+
+
 def test_the_tables_of_studies_are_those_of_their_results() -> None:
-    text = (ROOT / "experiments" / "results" / "README.md").read_text()
-    shown = 0
-    for row in results("macqr_published") + results("macqr_data"):
-        cell = f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}"
-        name = row["algorithm"].removesuffix("-published").replace("-cvar", "`, ξ = 0.15").rstrip("`")
-        size = json.loads(row["hyperparameters"] or "{}").get("size")
-        head = f"| {size:,} |" if size else f"| `{name}" + ("" if "ξ" in name else "`") + " |"
-        (line,) = (line for line in text.splitlines() if line.startswith(head))
-        assert f"| {cell} |" in line
-        shown += 1
-    assert shown == 12 + 23
-    methods = ("ciql", "ccql", "ciqr", "ccqr")
-    of = {(row["algorithm"], json.loads(row["hyperparameters"])["cql_alpha"]): row for row in results("macqr_alpha")}
-    for alpha in (0.0, 0.1, 1.0, 10.0):
-        cells = [f"{float(of[name, alpha]['mean']):.0f} ± {float(of[name, alpha]['sd']):.0f}" for name in methods]
-        assert f"| {alpha:g} | {' | '.join(cells)} |" in text
-    of = {(row["algorithm"], row["dataset"]): row for row in results("macqr_behaviour")}
+    lines = (ROOT / "experiments" / "results" / "README.md").read_text().splitlines()
+    family = ("ciql", "ccql", "ciqr", "ccqr")
+
+    amounts = {(json.loads(row["hyperparameters"])["size"], row["algorithm"]): row for row in results("macqr_data")}
+    for size in (1_200, 2_400, 4_800, 9_600, 15_000):
+        rows = [amounts.get((size, name)) for name in ("ciqr", "ccqr", "ciqr-fast", "ciql", "ccql")]
+        assert f"| {size:,} | {' | '.join(told(row) if row else '' for row in rows)} |".replace("|  |", "| |") in lines
+    assert len(amounts) == 23
+
+    behaviours = {(row["dataset"], row["algorithm"]): row for row in results("macqr_behaviour")}
     for data in ("random", "early", "middle", "late", "mixed"):
-        cells = [f"{float(of[name, data]['mean']):.0f} ± {float(of[name, data]['sd']):.0f}" for name in methods]
-        assert f"| {data} | {float(of['ciqr', data]['data_mean']):.0f} | {' | '.join(cells)} |" in text
+        rows = [behaviours[data, name] for name in family]
+        assert f"| {data} | {float(rows[0]['data_mean']):.0f} | {' | '.join(map(told, rows))} |" in lines
+
+    weights = {
+        (row["dataset"], json.loads(row["hyperparameters"])["cql_alpha"], row["algorithm"]): row
+        for row in results("macqr_alpha")
+    }
+    for dataset in ("middle", "random"):
+        for alpha in (0.0, 0.1, 1.0, 10.0):
+            rows = [weights[dataset, alpha, name] for name in family]
+            assert f"| {dataset}, {alpha:g} | {' | '.join(map(told, rows))} |" in lines
+
+    penalties = {
+        (row["algorithm"], json.loads(row["hyperparameters"])["risk_penalty"]): row for row in results("macqr_penalty")
+    }
+    means = [f"{float(penalties['ciqr', penalty]['data_mean']):.0f}" for penalty in (100, 300, 500)]
+    assert f"| mean of the data | {' | '.join(means)} |" in lines
+    for name in ("ciqr", "ciqr-cvar", "ccqr", "ccqr-cvar"):
+        rows = [penalties[name, penalty] for penalty in (100, 300, 500)]
+        cells = [f"{told(row)}, {50 * float(row['final_risk']) / float(row['final_length']):.1f} %" for row in rows]
+        head = f"`{name.removesuffix('-cvar')}`" + ", ξ = 0.15" * name.endswith("-cvar")
+        assert f"| {head} | {' | '.join(cells)} |" in lines
+
+    codes = {row["algorithm"]: row for row in results("macqr_published")}
+    for name in (*family, "ciqr-cvar", "ccqr-cvar"):
+        head = f"`{name.removesuffix('-cvar')}`" + ", ξ = 0.15" * name.endswith("-cvar")
+        assert f"| {head} | {told(codes[name])} | {told(codes[f'{name}-published'])} |" in lines
+    for mistake, name in (
+        ("corrected", "ccql"),
+        ("with Adam afresh", "ccql-adam"),
+        ("with the actions' numbers in the penalty", "ccql-penalty"),
+        ("with targets from elsewhere", "ccql-targets"),
+        ("all three", "ccql-published"),
+    ):
+        assert f"| {mistake} | {told(codes[name])} |" in lines
+
+
+def test_the_numbers_in_the_text_on_studies_are_those_of_their_results() -> None:
+    found = results("macqr_alpha") + results("macqr_data") + results("macqr_published") + results("macqr_risk")
+    known = {told(row) for row in found + results("macqr_rates")}
+    _, _, claims = README.read_text().partition("Of the paper's claims:")
+    claims = claims.partition("Speed as a ratio")[0]
+    quoted = re.findall(r"-\d+ ± \d+", claims)
+    assert len(quoted) > 8
+    assert set(quoted) <= known
