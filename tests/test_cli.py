@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import io
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from omarl_envs import make
+from rich.console import Console
 
 import omarl_jax.sweep
 from omarl_jax import cli, evaluation, grid
@@ -111,9 +113,10 @@ def test_help_names_arguments_and_says_what_holds_by_default(monkeypatch, capsys
     assert "default: None" not in out
 
 
-def test_the_time_left_is_told_however_long_a_chunk_takes(monkeypatch, tmp_path):
+def test_the_time_left_is_told_however_long_a_chunk_takes_and_narrow_the_terminal(monkeypatch, tmp_path):
     """Of three packs the first was done before; chunks of the second take 83 seconds."""
-    now, bars = 0.0, []
+    now, bars, screen = 0.0, [], Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr(learn, "console", screen)
 
     class Watched(learn.Progress):
         def __init__(self, *columns, **options):
@@ -136,7 +139,9 @@ def test_the_time_left_is_told_however_long_a_chunk_takes(monkeypatch, tmp_path)
     monkeypatch.setattr(omarl_jax.sweep, "sweep", sweep)
     block = {"tasks": ["particle/spread"], "datasets": ["random"], "algorithms": ["bc", "cql", "omar"], "rounds": 1000}
     assert learn._run(grid.make_grid({"seeds": [0, 1], "block": [block]}), tmp_path, None) == 1
-    assert len(bars) == 1
+    shown = screen.file.getvalue()
+    for whole in ("600/4000", "0:23:31", "300/1000", "0:09:41", "18 updates/s", "score 3.0"):
+        assert whole in shown
 
 
 def test_training_to_a_gif(monkeypatch, capsys, tmp_path):

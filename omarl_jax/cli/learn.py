@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from omarl_jax.cli.terminal import DatasetName, TaskName, complain, console, pairs, print_paths
 
@@ -153,13 +154,14 @@ def _run(grid: "Grid", out: pathlib.Path, wandb: str | None) -> int:
     from omarl_jax import sweep as sweeps
 
     packs = sweeps.packs(grid.runs)
+    whole = Column(no_wrap=True)  # in a narrow terminal the names of the packs are folded, and no number is cut
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.description}", table_column=Column(overflow="fold")),
+        BarColumn(bar_width=8),
+        MofNCompleteColumn(table_column=whole.copy()),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TimeRemainingColumn(table_column=whole.copy()),
         TextColumn("{task.fields[score]}"),
     )
     # Rich estimates the time left from the last half minute, and a chunk may take longer.
