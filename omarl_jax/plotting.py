@@ -90,8 +90,9 @@ def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str
     figure.supxlabel("rounds", size="medium")
     figure.supylabel(ylabel, size="medium")
     if own_legends:
-        for axes in grid[: len(panels)]:
-            axes.legend(frameon=False, fontsize=_SMALL)
+        for axes, panel in zip(grid, panels, strict=False):
+            if panel.curves:
+                axes.legend(frameon=False, fontsize=_SMALL)
     else:
         _legend(figure, methods)
     figure.draw_without_rendering()  # fixes the height of the axes, which decides how far labels must lie apart
