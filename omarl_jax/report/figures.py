@@ -99,11 +99,9 @@ def _panels(of_task: Sequence[Row]) -> list[plotting.Panel]:
         if len(cell) <= plotting.MOST_COLOURS or len(cell) < 2 * len(of_algorithms):
             panels.append(_panel(cell))
         else:
-            of_each = [_panel(rows) for rows in of_algorithms]
-            panels += [
-                panel._replace(title=f"{rows[0].algorithm} on {panel.title}")
-                for rows, panel in zip(of_algorithms, of_each, strict=True)
-            ]
+            for rows in of_algorithms:
+                panel = _panel(rows)
+                panels.append(panel._replace(title=f"{rows[0].algorithm} on {panel.title}"))
     return panels
 
 

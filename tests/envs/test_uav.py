@@ -170,11 +170,11 @@ def test_a_random_mission_is_what_the_fixed_one_with_its_numbers_is() -> None:
     env = make("uav/iot-random")
     state, _ = env.reset(jax.random.key(3))
     assert state.mission is not None
-    cells = {name: [tuple(map(int, cell)) for cell in found] for name, found in (
-        ("devices", np.asarray(state.mission.devices)),
-        ("risk_region", np.argwhere(np.asarray(state.mission.risky))),
-    )}  # fmt: skip
-    fixed = UavIot(**cells, power_weight=float(state.mission.power_weight))  # type: ignore[arg-type]
+    fixed = UavIot(
+        devices=np.asarray(state.mission.devices).tolist(),
+        risk_region=np.argwhere(np.asarray(state.mission.risky)).tolist(),
+        power_weight=float(state.mission.power_weight),
+    )
 
     def both(states: tuple[State, State], actions: jax.Array) -> Any:
         (one, found), (other, expected) = env.step(states[0], actions), fixed.step(states[1], actions)
