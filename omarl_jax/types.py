@@ -9,21 +9,35 @@ Shapes are written with these letters, and the agent axis stands right after bat
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import chex
 import jax
+import jax.numpy as jnp
 from omarl_envs.spec import ScoreReference, TaskSpec
 
-__all__ = ["SATURATED", "Algorithm", "Metrics", "Needs", "ScoreReference", "Stats", "TaskSpec", "Transition", "config"]
+__all__ = [
+    "Algorithm",
+    "Context",
+    "Metrics",
+    "Needs",
+    "ScoreReference",
+    "Stats",
+    "TaskSpec",
+    "Transition",
+    "View",
+    "config",
+]
 
-SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 Metrics = dict[str, chex.Array]
 _C = TypeVar("_C")
 
 
 class Transition(NamedTuple):
-    """What an update learns from. A field that the method does not need, or that the task has not, is None.
+    """A batch of transitions. Methods that ask for windows get a time axis after the batch axis: (B, T, N, …).
+
+    Fields that the method does not request or the task does not provide are None.
 
     Attributes:
         obs: (B, N, O) float32.
@@ -35,8 +49,9 @@ class Transition(NamedTuple):
         next_actions: (B, N, A) or (B, N), what the behaviour did next (SARSA-type methods); 0 where the task has ended
             for all.
         state, next_state: (B, S) float32, the global state.
+        returns_to_go: (B, N) float32, the undiscounted sum of rewards from this step to the end of its episode.
         action_mask, next_action_mask: (B, N, A) bool, legal actions of discrete tasks.
-        valid: (B,) bool, False in the padding of sequences.
+        valid: (B, T) bool, False for the steps of a window after the end of its episode.
     """
 
     obs: chex.Array
@@ -48,13 +63,14 @@ class Transition(NamedTuple):
     next_actions: chex.Array | None = None
     state: chex.Array | None = None
     next_state: chex.Array | None = None
+    returns_to_go: chex.Array | None = None
     action_mask: chex.Array | None = None
     next_action_mask: chex.Array | None = None
     valid: chex.Array | None = None
 
 
 class Stats(NamedTuple):
-    """Statistics of the data one run learns from.
+    """Statistics of the data that a run learns from.
 
     Attributes:
         obs_mean: (N, O) float32.
@@ -64,25 +80,55 @@ class Stats(NamedTuple):
     obs_mean: chex.Array
     obs_std: chex.Array
 
+    @staticmethod
+    def unknown(spec: TaskSpec) -> "Stats":
+        """Mean 0 and standard deviation 1, for learners that meet their data later."""
+        shape = (spec.n_agents, spec.obs_dim)
+        return Stats(jnp.zeros(shape), jnp.ones(shape))
+
+
+class Context(NamedTuple):
+    """What a method may know when it starts.
+
+    Attributes:
+        stats: statistics of the data.
+    """
+
+    stats: Stats
+
 
 class Needs(NamedTuple):
     """What a method asks of the data, decided before anything is compiled.
 
     Attributes:
-        batch_size: B, transitions a batch.
-        batches: how many batches one round takes; if more than one, a leading axis holds them.
+        batch_size: B, transitions (or windows) a batch.
+        length: T, consecutive steps of a window; None asks for single transitions without a time axis.
         next_actions: whether transitions must come with the action that followed.
         state: whether transitions must come with the global state.
+        returns_to_go: whether transitions must come with their returns to go.
     """
 
     batch_size: int
-    batches: int = 1
+    length: int | None = None
     next_actions: bool = False
     state: bool = False
+    returns_to_go: bool = False
+
+
+class View(NamedTuple):
+    """What agents see when they act.
+
+    Attributes:
+        obs: (N, O) float32.
+        action_mask: (N, A) bool, legal actions; None in continuous tasks.
+    """
+
+    obs: chex.Array
+    action_mask: chex.Array | None = None
 
 
 class Init(Protocol):
-    def __call__(self, key: chex.PRNGKey, stats: Stats) -> Any: ...
+    def __call__(self, key: chex.PRNGKey, context: Context) -> Any: ...
 
 
 class Update(Protocol):
@@ -91,14 +137,7 @@ class Update(Protocol):
 
 class Act(Protocol):
     def __call__(
-        self,
-        policy: Any,
-        obs: chex.Array,
-        mask: chex.Array | None,
-        carry: Any,
-        key: chex.PRNGKey,
-        /,
-        explore: bool = False,
+        self, policy: Any, view: View, carry: Any, key: chex.PRNGKey, /, explore: bool = False
     ) -> tuple[chex.Array, Any]: ...
 
 
@@ -106,14 +145,16 @@ class Algorithm(NamedTuple):
     """A learning method as pure functions of arrays, made by the factory in its file from a config and a `TaskSpec`.
 
     Attributes:
-        init: (key, stats) -> state. Parameters, targets, optimiser states and statistics, all in one NamedTuple whose
+        init: (key, context) -> state. Parameters, targets, optimiser states and statistics, all in one NamedTuple whose
             field `policy` holds everything that acting and export need.
-        update: (state, batch, key) -> state, metrics. One round: one step of every network of every agent. Metrics
-            are () arrays.
-        act: (policy, obs (N, O), mask (N, A) or None, carry, key, explore) -> actions (N, …), carry. The carry is
-            empty for policies without memory. With `explore`, actions are as the behaviour policy takes them.
+        update: (state, batch, key) -> state, metrics. One step of every network. Metrics are () arrays.
+        act: (policy, view, carry, key, explore) -> actions (N, …), carry. The carry is empty for policies without
+            memory. With `explore`, actions are as the behaviour policy takes them.
         needs: what the method asks of the data.
-        carry: what `act` is given as its first carry.
+        carry: the first carry of `act`.
+        explores: whether `explore` changes what `act` does; online training needs a method that does.
+        values: (state, batch) -> (heads, B, G), the values of the batch's actions, for probes; None for methods without
+            values.
     """
 
     init: Init
@@ -121,6 +162,8 @@ class Algorithm(NamedTuple):
     act: Act
     needs: Needs
     carry: Any = ()
+    explores: bool = False
+    values: Callable[[Any, Transition], chex.Array] | None = None
 
 
 def config(cls: type[_C]) -> type[_C]:

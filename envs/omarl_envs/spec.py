@@ -12,11 +12,17 @@ class TaskSpec:
         name: `family/task`, for example `particle/spread`.
         kind: `"continuous"` (actions are `(N, A)` floats in [-1, 1]) or `"discrete"` (actions are `(N,)` integers).
         n_agents: N, the number of agents that act.
-        obs_dim: O, the length of one agent's observation (the longest one; shorter ones are padded with zeros).
-        action_dim: A, the dimensions of one continuous action, or the number of discrete actions.
+        obs_dim: O, the length of the longest observation; shorter ones are padded with zeros.
+        action_dim: A, the dimensions of a continuous action, or the number of discrete actions, of the agent that has
+            most. Continuous actions are padded with zeros; actions that an agent does not have are illegal.
         state_dim: S, the length of the global state.
         episode_length: steps after which an episode is cut off.
         state_is_obs: whether the state is the concatenation of all observations, so that it need not be stored.
+        obs_dims: (N,) the observation length of each agent where they differ, else empty.
+        action_dims: (N,) the action size of each agent where they differ, else empty.
+
+    Raises:
+        ValueError: if sizes of single agents do not fit N, O and A.
     """
 
     name: str
@@ -27,6 +33,17 @@ class TaskSpec:
     state_dim: int
     episode_length: int
     state_is_obs: bool = False
+    obs_dims: tuple[int, ...] = ()
+    action_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, largest in (("obs_dims", self.obs_dim), ("action_dims", self.action_dim)):
+            sizes = tuple(getattr(self, name))  # JSON has lists only
+            if sizes and (len(sizes) != self.n_agents or min(sizes) < 1 or max(sizes) != largest):
+                raise ValueError(
+                    f"{name} of task '{self.name}' must be {self.n_agents} sizes, the largest {largest}, not {sizes}."
+                )
+            object.__setattr__(self, name, () if len(set(sizes)) == 1 else sizes)
 
 
 class ScoreReference(NamedTuple):

@@ -5,6 +5,7 @@ hyperparameters, and `validate(config, spec)`, which raises a `UserError` for va
 your own may lie in any module: `my_package.my_method` is imported as it is written.
 """
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -12,6 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from omarl_jax.algorithms._build import build
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.types import Algorithm, TaskSpec
 
@@ -50,7 +52,7 @@ class Method(NamedTuple):
 
 def methods() -> list[str]:
     """The names of the methods that ship with this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "formulas")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def find(name: str) -> Method:
@@ -65,7 +67,7 @@ def find(name: str) -> Method:
     module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
     factory = name.rpartition(".")[2]
     try:
-        return Method(name, getattr(module, factory), module.Config, module.validate)
+        return Method(name, functools.partial(build, getattr(module, factory)), module.Config, module.validate)
     except AttributeError as error:
         raise UserError(f"The module '{name}' is no method: {error}.") from None
 

@@ -1,9 +1,12 @@
 """BC: behaviour cloning, each agent for itself.
 
-    L_π = mean |π_i(o_i) - a_i|²                (deterministic, the default)
-    L_π = -mean log π_i(a_i | o_i)              (stochastic: a Gaussian squashed by tanh)
+    L_π = mean |π_i(o_i) - a_i|²                (deterministic)
+    L_π = -mean log π_i(a_i | o_i)              (stochastic: a Gaussian squashed by tanh; discrete actions: categorical)
 
-Acting deterministically, the stochastic policy takes tanh of the Gaussian's mean.
+Acting greedily, a stochastic policy takes tanh of the Gaussian's mean, or the most likely legal action.
+
+With `memory`, policies are recurrent (a GRU of that width). They learn from windows of `window` consecutive steps,
+each of which begins without memory, so an agent can use what it saw in the `window` steps before.
 """
 
 from typing import Any, NamedTuple
@@ -13,9 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from omarl_jax import networks
-from omarl_jax.algorithms.formulas import clipped_adam, minimise, saturation, seen, validate_learner
-from omarl_jax.networks import InputNorm, Policy
-from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
+from omarl_jax.algorithms._checks import check_learner, require, require_not_negative
+from omarl_jax.algorithms._losses import saturation
+from omarl_jax.algorithms._steps import per_agent
+from omarl_jax.networks import InputNorm, Net, Sharing
+from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
 
 
 @config
@@ -27,63 +32,70 @@ class Config:
     grad_clip: float = 0.5
     """Largest norm of a network's gradient."""
     stochastic: bool = False
-    """Maximise the likelihood of a squashed Gaussian, not minimise the squared error."""
+    """Maximise the likelihood of a squashed Gaussian, not minimise the squared error; discrete actions always do."""
+    memory: int = 0
+    """Width of the recurrent state; 0 for policies without memory."""
+    window: int = 16
+    """Consecutive steps that policies with memory learn from."""
     batch_size: int = 1024
-    """Transitions a batch."""
+    """Transitions a batch, or windows."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
+    """Widths of the hidden layers of policies without memory."""
     input_norm: InputNorm = "dataset"
     """Normalisation of the networks' inputs."""
+    sharing: Sharing = "separate"
+    """Whether agents have parameters of their own, or share one set and see their number."""
 
 
 class State(NamedTuple):
-    """Every leaf begins with (N,)."""
+    """Every leaf of separate policies begins with (N,)."""
 
-    policy: Policy
-    policy_optimiser: Any
+    policy: Net
+    optimiser: Any
 
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_learner("bc", config, spec)
+    check_learner(config)
+    require_not_negative(config, "memory")
+    require(not config.memory or config.window >= 2, f"window must be at least 2, not {config.window}.")
 
 
 def bc(config: Config, spec: TaskSpec) -> Algorithm:
-    """Makes BC for a continuous task."""
-    n = spec.n_agents
-    kind = networks.gaussian_policy if config.stochastic else networks.deterministic_policy
-    policy = kind(spec, config.hidden, config.input_norm)
-    optimiser = clipped_adam(config.lr, config.grad_clip)
+    """Makes BC."""
+    stochastic = config.stochastic or spec.kind == "discrete"
+    network = networks.stochastic_policy if stochastic else networks.deterministic_policy
+    policy = network(spec, config.hidden, config.input_norm, config.sharing, config.memory)
+    step = per_agent(policy, config.lr, config.grad_clip)
 
-    def init(key: chex.PRNGKey, stats: Stats) -> State:
-        norm = networks.initial_norm(config.input_norm, stats)
-        policies = policy.init(key, n, jnp.zeros((1, spec.obs_dim)), norm.of(0))
-        return State(Policy(policies, norm), jax.vmap(optimiser.init)(policies))
+    def init(key: chex.PRNGKey, context: Context) -> State:
+        net = policy.init(key)
+        return State(net, step.init(net.params))
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        # --- policy ---
-        def policy_loss(params: Any, obs: Any, actions: Any, norm: Any) -> tuple[chex.Array, Metrics]:
-            out = policy.apply(params, obs, norm)  # (B, A), or mean and log standard deviation
-            own = jnp.tanh(out[0]) if config.stochastic else out
-            if config.stochastic:
-                loss = -networks.tanh_gaussian_log_prob(out[0], out[1], actions).mean()
+        weights = jnp.ones(()) if batch.valid is None else (batch.valid / batch.valid.mean())[..., None]  # (B, T, 1)
+
+        def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            out = policy(params, batch.obs, batch.action_mask)
+            if stochastic:
+                error = -out.log_prob(batch.actions)  # (B, N), with memory (B, T, N)
             else:
-                loss = jnp.square(out - actions).mean()
-            return loss, {"policy_loss": loss, "saturation": saturation(own)}
+                error = networks.mean_over_actions(jnp.square(out - batch.actions), spec)
+            loss = (weights * error).mean(axis=range(error.ndim - 1))  # (N,)
+            metrics = {"policy_loss": loss}
+            if spec.kind == "continuous":
+                metrics["saturation"] = saturation(out.mode() if stochastic else out, spec)
+            return loss.sum(), metrics
 
-        norm = networks.training_norm(config.input_norm, state.policy.norm)
-        policies, policy_optimiser, metrics = jax.vmap(minimise(policy_loss, optimiser))(
-            state.policy.params, state.policy_optimiser, seen(batch.obs, n), seen(batch.actions, n), norm
-        )
-        moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
-        return State(moved, policy_optimiser), jax.tree.map(jnp.mean, metrics)
+        params, optimiser, metrics = step(policy_loss, state.policy.params, state.optimiser)
+        net = policy.observe(state.policy._replace(params=params), batch.obs)
+        return State(net, optimiser), jax.tree.map(jnp.mean, metrics)
 
-    def act(
-        policies: Policy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
-    ) -> tuple[chex.Array, Any]:
-        out = jax.vmap(policy.apply)(policies.params, obs, policies.norm)
-        if not config.stochastic:
+    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        out, carry = policy.act(net, view.obs, view.action_mask, carry)
+        if not stochastic:
             return out, carry
-        return networks.tanh_gaussian_sample(out[0], out[1], key) if explore else jnp.tanh(out[0]), carry
+        return out.sample(key) if explore else out.mode(), carry
 
-    return Algorithm(init, update, act, Needs(config.batch_size))
+    needs = Needs(config.batch_size, length=config.window if config.memory else None)
+    return Algorithm(init, update, act, needs, policy.start(), explores=stochastic)

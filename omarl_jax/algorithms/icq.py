@@ -1,6 +1,6 @@
 """MA-ICQ: implicit constraint Q-learning (Yang et al. 2021), each agent for itself, as OMAR compares with.
 
-Critics judge nothing but actions of the data; better ones count more, by a softmax over the batch:
+Critics evaluate nothing but actions of the data; better ones count more, by a softmax over the batch:
 
     V̄_i = (1 - d_i) min_k Q̄_ik(o'_i, a'_i)
     L_Q = Σ_k mean (Q_ik(o_i, a_i) - r_i - γ W_i V̄_i)²,   W_i = B softmax(V̄_i / β_Q)
@@ -28,34 +28,18 @@ import jax
 import jax.numpy as jnp
 
 from omarl_jax import networks
-from omarl_jax.algorithms.formulas import (
-    bootstrapped,
-    clipped_adam,
-    minimise,
-    require_positive,
-    saturation,
-    seen,
-    soft_update,
-    softmax_weights,
-    team,
-    validate_value_learner,
-)
-from omarl_jax.networks import InputNorm, Policy
-from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
+from omarl_jax.algorithms._actor_critic import ActorCriticConfig, critic_of
+from omarl_jax.algorithms._checks import check_value_learner, require_kind, require_positive
+from omarl_jax.algorithms._losses import critic_td_target, saturation, softmax_weights, td_loss
+from omarl_jax.algorithms._steps import per_agent, soft_update
+from omarl_jax.networks import InputNorm, Net
+from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
 
 
 @config
-class Config:
+class Config(ActorCriticConfig):
     """Hyperparameters of MA-ICQ; the temperatures are those of the code for one agent, the rest as in OMAR."""
 
-    lr: float = 0.01
-    """Adam's learning rate, of policies and critics."""
-    gamma: float = 0.95
-    """Discount."""
-    tau: float = 0.01
-    """Soft update of the targets."""
-    grad_clip: float = 0.5
-    """Largest norm of a network's gradient."""
     critic_temperature: float = 100.0
     """β_Q, of the weights of next values."""
     policy_temperature: float = 100.0
@@ -64,20 +48,14 @@ class Config:
     """Cut the weights of next values off at 1, as the published code does."""
     published_advantage: bool = False
     """Weigh actions by the temporal difference, not by their value, as the published code does."""
-    centralised: bool = False
-    """One critic that sees all agents."""
-    batch_size: int = 1024
-    """Transitions a batch."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
     input_norm: InputNorm = "dataset"
     """Normalisation of the networks' inputs."""
 
 
 class State(NamedTuple):
-    """Every leaf begins with (N,), those of critics with (1,) if there is one for all."""
+    """Every leaf of separate networks begins with (N,), that of a joint critic with (1,)."""
 
-    policy: Policy
+    policy: Net
     critic: Any
     target_critic: Any
     policy_optimiser: Any
@@ -86,85 +64,57 @@ class State(NamedTuple):
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_value_learner("icq", config, spec)
+    require_kind("icq", "continuous", spec)
+    check_value_learner(config)
     require_positive(config, "critic_temperature", "policy_temperature")
 
 
 def icq(config: Config, spec: TaskSpec) -> Algorithm:
     """Makes MA-ICQ for a continuous task."""
-    n = spec.n_agents
-    groups = 1 if config.centralised else n  # G critics, each seeing N / G agents
-    policy = networks.gaussian_policy(spec, config.hidden, config.input_norm)
-    critic = networks.critic(config.hidden, config.input_norm)
-    optimiser = clipped_adam(config.lr, config.grad_clip)
+    policy = networks.stochastic_policy(spec, config.hidden, config.input_norm, config.sharing)
+    critic = critic_of(config, spec)
+    policy_step = per_agent(policy, config.lr, config.grad_clip)
+    critic_step = per_agent(critic, config.lr, config.grad_clip)
 
-    def view(x: chex.Array) -> chex.Array:  # (B, N, X) -> (G, B, X N / G)
-        return seen(x, groups)
-
-    def init(key: chex.PRNGKey, stats: Stats) -> State:
+    def init(key: chex.PRNGKey, context: Context) -> State:
         policy_key, critic_key = jax.random.split(key)
-        norm = networks.initial_norm(config.input_norm, stats)
-        obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
-        policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], None)
-        return State(
-            policy=Policy(policies, norm),
-            critic=critics,
-            target_critic=critics,
-            policy_optimiser=jax.vmap(optimiser.init)(policies),
-            critic_optimiser=jax.vmap(optimiser.init)(critics),
-        )
+        net, critics = policy.init(policy_key), critic.init(critic_key)
+        return State(net, critics, critics, policy_step.init(net.params), critic_step.init(critics))
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
-
-        def values(critics: Any, obs: chex.Array, actions: chex.Array) -> chex.Array:  # (B, N, …) -> (G, B)
-            return jax.vmap(critic.apply)(critics, view(obs), view(actions), critic_norm).min(axis=1)
-
         # --- target ---
-        rewards, terminal = team(batch, groups)  # (G, B)
-        next_value = (1.0 - terminal) * values(state.target_critic, batch.next_obs, batch.next_actions)
-        weights = jax.vmap(softmax_weights, (0, None))(next_value, config.critic_temperature)
+        next_q = critic(state.target_critic, batch.next_obs, batch.next_actions).min(axis=0)  # (B, G)
+        next_q *= 1.0 - critic.group(batch.terminal, "all")
+        weights = softmax_weights(next_q, config.critic_temperature)
         if config.published_clip:
             weights = jnp.minimum(weights, 1.0)
-        target = bootstrapped(rewards, terminal, weights * next_value, config.gamma)
+        target = critic_td_target(critic, batch, weights * next_q, config.gamma)
 
         # --- critic ---
-        def critic_loss(params: Any, obs: Any, actions: Any, norm: Any, target: Any) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norm)  # (2, B)
-            loss = jnp.square(q - target).mean(axis=1).sum()
-            return loss, {"critic_loss": loss, "q": q.mean()}
+        def critic_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            q = critic(params, batch.obs, batch.actions)  # (2, B, G)
+            loss = td_loss(q, target)
+            return loss.sum(), {"critic_loss": loss, "q": q}
 
-        critics, critic_optimiser, critic_metrics = jax.vmap(minimise(critic_loss, optimiser))(
-            state.critic, state.critic_optimiser, view(batch.obs), view(batch.actions), critic_norm, target
-        )
+        critics, critic_optimiser, critic_metrics = critic_step(critic_loss, state.critic, state.critic_optimiser)
 
         # --- policy ---
-        worth = values(critics, batch.obs, batch.actions)
+        advantage = critic(critics, batch.obs, batch.actions).min(axis=0)  # (B, G)
         if config.published_advantage:
-            following = values(critics, batch.next_obs, batch.next_actions)
-            worth = bootstrapped(rewards, terminal, following, config.gamma) - worth
-        weights = jax.vmap(softmax_weights, (0, None))(worth, config.policy_temperature)  # (G, B)
+            next_q = critic(critics, batch.next_obs, batch.next_actions).min(axis=0)
+            advantage = critic_td_target(critic, batch, next_q, config.gamma) - advantage
+        action_weights = softmax_weights(advantage, config.policy_temperature)
 
-        def policy_loss(params: Any, obs: Any, actions: Any, norm: Any, weights: Any) -> tuple[chex.Array, Metrics]:
-            mean, log_std = policy.apply(params, obs, norm)  # (B, A)
-            loss = -(weights * networks.tanh_gaussian_log_prob(mean, log_std, actions)).mean()
-            return loss, {"policy_loss": loss, "saturation": saturation(jnp.tanh(mean))}
+        def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            pi = policy(params, batch.obs)
+            loss = -(action_weights * pi.log_prob(batch.actions)).mean(axis=0)  # (N,)
+            return loss.sum(), {"policy_loss": loss, "saturation": saturation(pi.mode(), spec)}
 
-        policies, policy_optimiser, policy_metrics = jax.vmap(minimise(policy_loss, optimiser))(
-            state.policy.params,
-            state.policy_optimiser,
-            seen(batch.obs, n),
-            seen(batch.actions, n),
-            norm,
-            jnp.repeat(weights, n // groups, axis=0),
-        )
-        moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
+        params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
 
         # --- targets ---
         state = State(
-            policy=moved,
+            policy=policy.observe(state.policy._replace(params=params), batch.obs),
             critic=critics,
             target_critic=soft_update(state.target_critic, critics, config.tau),
             policy_optimiser=policy_optimiser,
@@ -172,10 +122,11 @@ def icq(config: Config, spec: TaskSpec) -> Algorithm:
         )
         return state, jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
-    def act(
-        policies: Policy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
-    ) -> tuple[chex.Array, Any]:
-        mean, log_std = jax.vmap(policy.apply)(policies.params, obs, policies.norm)
-        return networks.tanh_gaussian_sample(mean, log_std, key) if explore else jnp.tanh(mean), carry
+    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        pi, carry = policy.act(net, view.obs)
+        return pi.sample(key) if explore else pi.mode(), carry
 
-    return Algorithm(init, update, act, Needs(config.batch_size, next_actions=True))
+    def values(state: State, batch: Transition) -> chex.Array:
+        return critic(state.critic, batch.obs, batch.actions)
+
+    return Algorithm(init, update, act, Needs(config.batch_size, next_actions=True), explores=True, values=values)

@@ -6,7 +6,7 @@ actions of all agents:
 
     y_i = r_i + γ (1 - d_i) min_k Q̄_ik(o', ã'),   ã'_j = clip(π̄_j(o'_j) + clip(ε, ±c), ±1),   ε ~ N(0, σ²)
     L_Q = Σ_k mean (Q_ik(o, a) - y_i)²
-    L_π = -mean Q_i1(o, (π_i(o_i), a_-i)) + w mean π_i(o_i)²,   every `policy_delay` rounds
+    L_π = -mean Q_i1(o, (π_i(o_i), a_-i)) + w mean π_i(o_i)²,   every `policy_delay` updates
 
 The program that collected OMAR's datasets was never published. Input batch normalisation and the penalty on π² are
 those of its offline code. A critic that normalises its inputs over the batch does not see how large the policy's own
@@ -22,34 +22,20 @@ import jax
 import jax.numpy as jnp
 
 from omarl_jax import networks
-from omarl_jax.algorithms.formulas import (
-    bootstrapped,
-    clipped_adam,
-    minimise,
-    require_not_negative,
-    require_positive,
-    saturation,
-    seen,
-    soft_update,
-    validate_value_learner,
-    with_own,
-)
-from omarl_jax.networks import InputNorm, Policy
-from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
+from omarl_jax.algorithms._actor_critic import ActorCriticConfig, State, follow, start
+from omarl_jax.algorithms._checks import check_value_learner, require_kind, require_not_negative, require_positive
+from omarl_jax.algorithms._losses import clipped_noise, saturation, td_loss, td_target
+from omarl_jax.algorithms._steps import per_agent
+from omarl_jax.networks import Net
+from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
 
 
 @config
-class Config:
+class Config(ActorCriticConfig):
     """Hyperparameters of MATD3; the defaults are those of the particle tasks."""
 
-    lr: float = 0.01
-    """Adam's learning rate, of policies and critics."""
-    gamma: float = 0.95
-    """Discount."""
-    tau: float = 0.01
-    """Soft update of the targets."""
-    grad_clip: float = 0.5
-    """Largest norm of a network's gradient."""
+    centralised: bool = True
+    """Whether critics see all agents, or only their own."""
     target_noise: float = 0.2
     """Standard deviation of the noise on target actions."""
     target_noise_clip: float = 0.5
@@ -64,120 +50,88 @@ class Config:
     """Critic updates for each policy update."""
     n_critics: int = 2
     """Critics of an agent; the least of them counts in targets."""
-    centralised: bool = True
-    """Whether critics see all agents, or only their own."""
-    batch_size: int = 1024
-    """Transitions a batch."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    input_norm: InputNorm = "batch"
-    """Normalisation of the networks' inputs."""
 
 
-class State(NamedTuple):
-    """Every leaf begins with (N,), but `round`."""
+class DelayedState(NamedTuple):
+    """The networks, and how often they were updated."""
 
-    policy: Policy
-    critic: Any
-    target_policy: Any
-    target_critic: Any
-    policy_optimiser: Any
-    critic_optimiser: Any
-    round: chex.Array
+    networks: State
+    updates: chex.Array
+
+    @property
+    def policy(self) -> Net:
+        """What acting and export need."""
+        return self.networks.policy
 
 
-def validate(config: Config, spec: TaskSpec, name: str = "matd3") -> None:
+def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_value_learner(name, config, spec)
+    require_kind("matd3", "continuous", spec)
+    check_value_learner(config)
     require_not_negative(config, "target_noise", "target_noise_clip", "exploration_noise", "policy_penalty")
     require_positive(config, "gain", "policy_delay", "n_critics")
 
 
 def matd3(config: Config, spec: TaskSpec) -> Algorithm:
     """Makes MATD3 for a continuous task."""
-    n = spec.n_agents
-    policy = networks.deterministic_policy(spec, config.hidden, config.input_norm)
-    critic = networks.critic(config.hidden, config.input_norm, config.n_critics)
-    optimiser = clipped_adam(config.lr, config.grad_clip)
+    policy = networks.deterministic_policy(spec, config.hidden, config.input_norm, config.sharing)
+    critic = networks.critic(
+        spec,
+        config.hidden,
+        config.input_norm,
+        config.sharing,
+        view="all" if config.centralised else "own",
+        heads=config.n_critics,
+    )
+    policy_step = per_agent(policy, config.lr, config.grad_clip)
+    critic_step = per_agent(critic, config.lr, config.grad_clip)
 
-    def view(x: chex.Array) -> chex.Array:  # (B, N, X) -> (N, B, N X), or (N, B, X) if decentralised
-        return jnp.repeat(seen(x, 1), n, axis=0) if config.centralised else seen(x, n)
+    def init(key: chex.PRNGKey, context: Context) -> DelayedState:
+        return DelayedState(start(key, policy, critic, policy_step, critic_step), jnp.zeros((), jnp.int32))
 
-    def init(key: chex.PRNGKey, stats: Stats) -> State:
-        policy_key, critic_key = jax.random.split(key)
-        norm = networks.initial_norm(config.input_norm, stats)
-        obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
-        policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, n, view(obs)[0], view(actions)[0], None)
-        return State(
-            policy=Policy(policies, norm),
-            critic=critics,
-            target_policy=policies,
-            target_critic=critics,
-            policy_optimiser=jax.vmap(optimiser.init)(policies),
-            critic_optimiser=jax.vmap(optimiser.init)(critics),
-            round=jnp.zeros((), jnp.int32),
-        )
-
-    def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        obs, critic_obs, critic_actions = seen(batch.obs, n), view(batch.obs), view(batch.actions)
-        norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
+    def update(delayed: DelayedState, batch: Transition, key: chex.PRNGKey) -> tuple[DelayedState, Metrics]:
+        state, updates = delayed
 
         # --- target ---
-        next_actions = jax.vmap(policy.apply, out_axes=1)(state.target_policy, seen(batch.next_obs, n), norm)
-        noise = config.target_noise * jax.random.normal(key, next_actions.shape)
-        noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
-        next_actions = jnp.clip(next_actions + noise, -1.0, 1.0)  # (B, N, A)
-        next_q = jax.vmap(critic.apply)(state.target_critic, view(batch.next_obs), view(next_actions), critic_norm)
-        target = bootstrapped(batch.rewards.T, batch.terminal.T, next_q.min(axis=1), config.gamma)  # (N, B)
+        noise = clipped_noise(key, batch.actions.shape, config.target_noise, config.target_noise_clip)
+        next_actions = jnp.clip(policy(state.target_policy, batch.next_obs) + noise, -1.0, 1.0)  # (B, N, A)
+        next_q = critic(state.target_critic, batch.next_obs, next_actions).min(axis=0)  # (B, N)
+        target = td_target(batch.rewards, batch.terminal, next_q, config.gamma)
 
         # --- critic ---
-        def critic_loss(params: Any, obs: Any, actions: Any, norm: Any, target: Any) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norm)  # (n_critics, B)
-            loss = jnp.square(q - target).mean(axis=1).sum()
-            return loss, {"critic_loss": loss, "q": q.mean()}
+        def critic_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            q = critic(params, batch.obs, batch.actions)  # (n_critics, B, N)
+            loss = td_loss(q, target)
+            return loss.sum(), {"critic_loss": loss, "q": q}
 
-        critics, critic_optimiser, critic_metrics = jax.vmap(minimise(critic_loss, optimiser))(
-            state.critic, state.critic_optimiser, critic_obs, critic_actions, critic_norm, target
-        )
+        critics, critic_optimiser, critic_metrics = critic_step(critic_loss, state.critic, state.critic_optimiser)
+        state = state._replace(critic=critics, critic_optimiser=critic_optimiser)
 
         # --- policy ---
-        def policy_loss(
-            params: Any, critic_params: Any, agent: Any, obs: Any, critic_obs: Any, norm: Any, critic_norm: Any
-        ) -> tuple[chex.Array, Metrics]:
-            own = policy.apply(params, obs, norm)  # (B, A)
-            judged = with_own(own, batch.actions, agent, config.centralised)
-            q = critic.apply(critic_params, critic_obs, judged, critic_norm, heads=1)[0]
-            loss = -q.mean() + config.policy_penalty * jnp.square(own).mean()
-            return loss, {"policy_loss": loss, "saturation": saturation(own)}
+        def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            own = policy(params, batch.obs)  # (B, N, A)
+            q = critic.own(critics, batch.obs, own, batch.actions)  # (B, N)
+            size = networks.mean_over_actions(jnp.square(own), spec)
+            loss = (config.policy_penalty * size - q).mean(axis=0)  # (N,)
+            return loss.sum(), {"policy_loss": loss, "saturation": saturation(own, spec)}
 
-        policies, policy_optimiser, policy_metrics = jax.vmap(minimise(policy_loss, optimiser))(
-            state.policy.params, state.policy_optimiser, critics, jnp.arange(n), obs, critic_obs, norm, critic_norm
-        )
-        moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
+        params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
 
-        # --- targets ---
-        new = State(
-            policy=moved,
-            critic=critics,
-            target_policy=soft_update(state.target_policy, policies, config.tau),
-            target_critic=soft_update(state.target_critic, critics, config.tau),
-            policy_optimiser=policy_optimiser,
-            critic_optimiser=critic_optimiser,
-            round=state.round + 1,
-        )
-        due = state.round % config.policy_delay == 0
-        delayed = jax.tree.map(lambda now, before: jnp.where(due, now, before), new, state)
-        new = delayed._replace(critic=critics, critic_optimiser=critic_optimiser, round=new.round)
-        return new, jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
+        # --- targets, and what waits with them ---
+        net = policy.observe(state.policy._replace(params=params), batch.obs)
+        after = follow(state._replace(policy=net, policy_optimiser=policy_optimiser), config.tau)
+        due = updates % config.policy_delay == 0
+        state = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, state)
+        return DelayedState(state, updates + 1), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
-    def act(
-        policies: Policy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
-    ) -> tuple[chex.Array, Any]:
-        actions = jax.vmap(policy.apply)(networks.sharpened(policies.params, config.gain), obs, policies.norm)
+    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        actions, carry = policy.act(networks.scale_logits(net, config.gain), view.obs)
         if explore:
-            actions += config.exploration_noise * jax.random.normal(key, actions.shape)
+            noise = config.exploration_noise * jax.random.normal(key, actions.shape)
+            actions += networks.without_padding(noise, spec)
         return jnp.clip(actions, -1.0, 1.0), carry
 
-    return Algorithm(init, update, act, Needs(config.batch_size))
+    def values(delayed: DelayedState, batch: Transition) -> chex.Array:
+        return critic(delayed.networks.critic, batch.obs, batch.actions)
+
+    return Algorithm(init, update, act, Needs(config.batch_size), explores=True, values=values)

@@ -10,62 +10,42 @@ finds:
 The search starts at N(0, σ₀²) for every observation. `omar`, the default: each iteration draws K actions, clips them,
 and moves the mean to their average weighted by softmax(Q) and the standard deviation to their spread around it (eq. 4).
 Ablations: `cem` fits both to the elites, which stay in the pool (the published code for MuJoCo); `random_shooting`
-draws as many actions uniformly. As published, π_i(o_i) and the candidates of an iteration are each judged in a pass of
-their own, with the batch statistics of that pass. Published scores use `search_steps` 3 and K 10 (particle tasks), or
+draws as many actions uniformly. As published, π_i(o_i) and the candidates of an iteration are evaluated
+in separate passes, each with its own batch statistics. Published scores use `search_steps` 3 and K 10 (particle tasks), or
 `cem` with 2, 20 and 5 elites (MuJoCo).
 
 Note the published c: it is 1 in five of the twelve particle datasets, which leaves no policy gradient at all. The
-published code never passes MuJoCo's γ of 0.99 on and runs with 0.95; set `gamma` for either.
+published code ignores the configured γ of 0.99 on MuJoCo and uses 0.95; set `gamma` to choose.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
-from optax.microbatching import AccumulationType
 
 from omarl_jax import networks
-from omarl_jax.algorithms.cql import conservative_step
-from omarl_jax.algorithms.formulas import (
-    bootstrapped,
-    clipped_adam,
-    in_blocks,
-    minimise,
+from omarl_jax.algorithms import cql
+from omarl_jax.algorithms._actor_critic import State, critic_of, follow, start
+from omarl_jax.algorithms._checks import (
+    check_conservative,
+    check_value_learner,
     require,
+    require_kind,
     require_not_negative,
     require_positive,
-    saturation,
-    seen,
-    soft_update,
-    team,
-    validate_sampling,
-    validate_value_learner,
-    with_own,
 )
-from omarl_jax.networks import InputNorm, Policy
-from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
+from omarl_jax.algorithms._losses import conservative_samples, cql_critic_loss, critic_td_target, saturation
+from omarl_jax.algorithms._steps import per_agent
+from omarl_jax.networks import Net
+from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
 
 
 @config
-class Config:
-    """Hyperparameters of OMAR; the defaults are those of the particle tasks."""
+class Config(cql.Config):
+    """Hyperparameters of OMAR, beside those of MA-CQL; the defaults are those of the particle tasks."""
 
-    lr: float = 0.01
-    """Adam's learning rate, of policies and critics."""
-    gamma: float = 0.95
-    """Discount."""
-    tau: float = 0.01
-    """Soft update of the targets."""
-    grad_clip: float = 0.5
-    """Largest norm of a network's gradient."""
-    cql_alpha: float = 1.0
-    """α, the weight of the conservative penalty."""
-    sample_noise: float = 0.2
-    """Standard deviation of the samples around the policy's actions."""
-    policy_penalty: float = 1e-3
-    """Weight of the mean squared action."""
     omar_coef: float = 1.0
     """c, the weight of the search's action against the values."""
     search_std: float = 2.0
@@ -78,37 +58,13 @@ class Config:
     """K, the candidates of an iteration."""
     search_elites: int = 5
     """Candidates that `cem` keeps."""
-    cql_samples: int = 10
-    """Actions sampled for the penalty, of each kind."""
-    policy_samples: bool = False
-    """Sample around the policy's actions too, not only uniformly."""
-    published_density: bool = False
-    """Subtract the noise's density, not its logarithm, as the published code does."""
-    centralised: bool = False
-    """One critic that sees all agents."""
-    batch_size: int = 1024
-    """Transitions a batch."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    input_norm: InputNorm = "batch"
-    """Normalisation of the networks' inputs."""
-
-
-class State(NamedTuple):
-    """Every leaf begins with (N,), those of critics with (1,) if there is one for all."""
-
-    policy: Policy
-    critic: Any
-    target_policy: Any
-    target_critic: Any
-    policy_optimiser: Any
-    critic_optimiser: Any
 
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_value_learner("omar", config, spec)
-    validate_sampling(config)
+    require_kind("omar", "continuous", spec)
+    check_value_learner(config)
+    check_conservative(config)
     require_not_negative(config, "policy_penalty")
     require_positive(config, "search_std", "search_steps")
     require(0 <= config.omar_coef <= 1, f"omar_coef must lie in [0, 1], not {config.omar_coef}.")
@@ -119,154 +75,103 @@ def validate(config: Config, spec: TaskSpec) -> None:
 
 def omar(config: Config, spec: TaskSpec) -> Algorithm:
     """Makes OMAR for a continuous task."""
-    n = spec.n_agents
-    groups = 1 if config.centralised else n  # G critics, each seeing N / G agents
-    policy = networks.deterministic_policy(spec, config.hidden, config.input_norm)
-    critic = networks.critic(config.hidden, config.input_norm)
-    optimiser = clipped_adam(config.lr, config.grad_clip)
+    policy = networks.deterministic_policy(spec, config.hidden, config.input_norm, config.sharing)
+    critic = critic_of(config, spec)
+    policy_step = per_agent(policy, config.lr, config.grad_clip)
+    critic_step = per_agent(critic, config.lr, config.grad_clip)
 
-    def view(x: chex.Array) -> chex.Array:  # (B, N, X) -> (G, B, X N / G)
-        return seen(x, groups)
-
-    def init(key: chex.PRNGKey, stats: Stats) -> State:
-        policy_key, critic_key = jax.random.split(key)
-        norm = networks.initial_norm(config.input_norm, stats)
-        obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
-        policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], None)
-        return State(
-            policy=Policy(policies, norm),
-            critic=critics,
-            target_policy=policies,
-            target_critic=critics,
-            policy_optimiser=jax.vmap(optimiser.init)(policies),
-            critic_optimiser=jax.vmap(optimiser.init)(critics),
-        )
+    def init(key: chex.PRNGKey, context: Context) -> State:
+        return start(key, policy, critic, policy_step, critic_step)
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        cql_key, search_key = jax.random.split(key)
-        norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
+        samples_key, search_key = jax.random.split(key)
 
         # --- target ---
-        next_actions = jax.vmap(policy.apply, out_axes=1)(state.target_policy, seen(batch.next_obs, n), norm)
-        next_q = jax.vmap(critic.apply)(state.target_critic, view(batch.next_obs), view(next_actions), critic_norm)
-        rewards, terminal = team(batch, groups)  # (G, B)
-        target = bootstrapped(rewards, terminal, next_q.min(axis=1), config.gamma)
+        next_q = critic(state.target_critic, batch.next_obs, policy(state.target_policy, batch.next_obs)).min(axis=0)
+        target = critic_td_target(critic, batch, next_q, config.gamma)  # (B, G)
 
         # --- critic ---
-        around = ()
-        if config.policy_samples:
-            act_on = jax.vmap(policy.apply, (0, 0, 0), 1)
-            around = tuple(view(act_on(state.policy.params, seen(x, n), norm)) for x in (batch.obs, batch.next_obs))
+        around = (batch.obs, batch.next_obs) if config.policy_samples else ()
+        proposals = tuple(policy(state.policy.params, obs) for obs in around)  # (B, N, A)
+        samples = conservative_samples(samples_key, critic, batch, proposals, config, spec)
 
-        critics, critic_optimiser, critic_metrics = jax.vmap(conservative_step(critic, optimiser, config))(
-            state.critic,
-            state.critic_optimiser,
-            view(batch.obs),
-            view(batch.actions),
-            target,
-            critic_norm,
-            around,
-            jax.random.split(cql_key, groups),
+        def critic_loss(params: Any, data: Any, target: Any, samples: Any) -> tuple[chex.Array, Metrics]:
+            return cql_critic_loss(critic, params, data, target, samples, config.cql_alpha)
+
+        data = critic.inputs(batch.obs, batch.actions)
+        critics, critic_optimiser, critic_metrics = critic_step(
+            critic_loss, state.critic, state.critic_optimiser, data, target, samples, batch_axes=(0, 0, 1)
         )
 
         # --- policy ---
-        def policy_loss(
-            params: Any, agent: Any, obs: Any, norm: Any, judge: Any, key: Any
-        ) -> tuple[chex.Array, Metrics]:
-            critic_params, critic_obs, critic_norm = judge
+        def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            own = policy(params, batch.obs)  # (B, N, A)
+            q = critic.own(critics, batch.obs, own, batch.actions)  # (B, N)
+            found, found_q = search(lambda x: critic.own(critics, batch.obs, x, batch.actions), search_key, own.shape, config)
+            best = jax.lax.stop_gradient(jnp.where((found_q > q)[..., None], found, own))
+            omar_loss = networks.mean_over_actions(jnp.square(own - best), spec)  # (B, N)
+            size = networks.mean_over_actions(jnp.square(own), spec)
+            loss = config.omar_coef * omar_loss - (1.0 - config.omar_coef) * q + config.policy_penalty * size
+            metrics = {"omar_loss": omar_loss, "saturation": saturation(own, spec)}
+            return loss.mean(axis=0).sum(), metrics | {"policy_loss": loss}
 
-            def judged(actions: chex.Array) -> chex.Array:
-                return with_own(actions, batch.actions, agent, config.centralised)
-
-            def q(params: Any, obs: chex.Array, candidates: chex.Array, norm: Any) -> chex.Array:  # (B, K)
-                return critic.apply(params, obs, candidates, norm, heads=1)[0].T
-
-            def values(candidates: chex.Array) -> chex.Array:  # (K, B, A) -> (K, B)
-                candidates = judged(candidates)
-                norm = networks.statistics(critic_norm, critic_obs, candidates)
-                blocks = in_blocks(q, (None, 0, 1, None), AccumulationType.CONCAT)
-                return blocks(critic_params, critic_obs, candidates, norm).T
-
-            own = policy.apply(params, obs, norm)  # (B, A)
-            value = critic.apply(critic_params, critic_obs, judged(own), critic_norm, heads=1)[0]
-            found, found_value = search(values, key, own.shape, config)
-            best = jnp.where((found_value > value)[:, None], found, own)
-            imitation = jnp.square(own - jax.lax.stop_gradient(best)).mean()
-            loss = config.omar_coef * imitation - (1.0 - config.omar_coef) * value.mean()
-            loss += config.policy_penalty * jnp.square(own).mean()
-            return loss, {"policy_loss": loss, "imitation": imitation, "saturation": saturation(own)}
-
-        judges = jax.tree.map(lambda x: jnp.repeat(x, n // groups, axis=0), (critics, view(batch.obs), critic_norm))
-        policies, policy_optimiser, policy_metrics = jax.vmap(minimise(policy_loss, optimiser))(
-            state.policy.params,
-            state.policy_optimiser,
-            jnp.arange(n),
-            seen(batch.obs, n),
-            norm,
-            judges,
-            jax.random.split(search_key, n),
-        )
-        moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
+        params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
 
         # --- targets ---
-        state = State(
-            policy=moved,
-            critic=critics,
-            target_policy=soft_update(state.target_policy, policies, config.tau),
-            target_critic=soft_update(state.target_critic, critics, config.tau),
-            policy_optimiser=policy_optimiser,
-            critic_optimiser=critic_optimiser,
+        net = policy.observe(state.policy._replace(params=params), batch.obs)
+        state = state._replace(
+            policy=net, critic=critics, policy_optimiser=policy_optimiser, critic_optimiser=critic_optimiser
         )
-        return state, jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
+        return follow(state, config.tau), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
-    def act(
-        policies: Policy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
-    ) -> tuple[chex.Array, Any]:
-        return jax.vmap(policy.apply)(policies.params, obs, policies.norm), carry
+    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        return policy.act(net, view.obs)
 
-    return Algorithm(init, update, act, Needs(config.batch_size))
+    def values(state: State, batch: Transition) -> chex.Array:
+        return critic(state.critic, batch.obs, batch.actions)
+
+    return Algorithm(init, update, act, Needs(config.batch_size), values=values)
 
 
 def search(
     q: Callable[[chex.Array], chex.Array], key: chex.PRNGKey, shape: tuple[int, ...], config: Config
 ) -> tuple[chex.Array, chex.Array]:
-    """The zeroth-order search for a good action, independently for each observation.
+    """The zeroth-order search for a good action of each agent, independently in each observation.
 
     Args:
-        q: values of candidates, (K, B, A) -> (K, B).
+        q: values of candidates, (K, B, N, A) -> (K, B, N).
         key: randomness.
-        shape: (B, A).
+        shape: (B, N, A).
         config: how to search.
 
     Returns:
-        the best candidate of the last iteration, (B, A), and its value, (B,).
+        the best candidate of the last iteration, (B, N, A), and its value, (B, N).
     """
     if config.search == "random_shooting":
         candidates = jax.random.uniform(key, (config.search_steps * config.search_samples, *shape), minval=-1.0)
         return best_of(candidates, q(candidates))
-    # The batch comes last here: reducing an array whose last axis is a handful of coordinates is slow everywhere.
-    (b, a), k = shape, config.search_samples
-    mean, std = jnp.zeros((a, b)), jnp.full((a, b), config.search_std)
-    kept: list[tuple[chex.Array, chex.Array]] = []
+    # Inside, candidates are (K, A, N, B) and values (K, N, B): to reduce arrays whose last axis is short is slow.
+    reverse = (0, 3, 2, 1)
+    mean, std = jnp.zeros(shape[::-1]), jnp.full(shape[::-1], config.search_std)
+    elites: list[tuple[chex.Array, chex.Array]] = []
     for step_key in jax.random.split(key, config.search_steps):
-        candidates = jnp.clip(mean + std * jax.random.normal(step_key, (k, a, b)), -1.0, 1.0)
-        pool = [(candidates, q(candidates.swapaxes(1, 2))), *kept]
+        noise = jax.random.normal(step_key, (config.search_samples, *shape[::-1]))
+        candidates = jnp.clip(mean + std * noise, -1.0, 1.0)
+        pool = [(candidates, q(candidates.transpose(reverse)).swapaxes(1, 2)), *elites]
         candidates, values = (jnp.concatenate(parts) for parts in zip(*pool, strict=True))
         if config.search == "cem":
-            values, elite = jax.lax.top_k(values.T, config.search_elites)  # (B, elites)
+            values, elite = jax.lax.top_k(values.T, config.search_elites)  # (B, N, elites)
             candidates, values = jnp.take_along_axis(candidates, elite.T[:, None], axis=0), values.T
-            kept = [(candidates, values)]
+            elites = [(candidates, values)]
             mean, std = candidates.mean(axis=0), candidates.std(axis=0, ddof=1)
         else:
             weights = jax.nn.softmax(values, axis=0)[:, None]
             mean = jnp.sum(weights * candidates, axis=0)
             std = jnp.sqrt(jnp.square(candidates - mean).mean(axis=0))
-    return best_of(candidates.swapaxes(1, 2), values)
+    return best_of(candidates.transpose(reverse), values.swapaxes(1, 2))
 
 
 def best_of(candidates: chex.Array, values: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """The candidate of the highest value, and that value: (K, B, A), (K, B) -> (B, A), (B,)."""
-    best = values.argmax(axis=0)[None, :, None]
+    """The candidate of the highest value, and that value: (K, B, N, A), (K, B, N) -> (B, N, A), (B, N)."""
+    best = values.argmax(axis=0)[None, ..., None]
     return jnp.take_along_axis(candidates, best, axis=0)[0], values.max(axis=0)

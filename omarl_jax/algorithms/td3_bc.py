@@ -8,45 +8,29 @@ The gradient of λ is stopped: without that, Q of one sign cancels and plain beh
 multi-agent code of this baseline is not available. Like the rest of that family it is taken to use no target noise
 (σ = 0 by default) and no delayed policy.
 
-With `centralised`, one critic, learning the mean reward, sees all observations and actions; agent i's policy is judged
-with the other agents' actions from the data.
+With `centralised`, one critic, learning the mean reward, sees all observations and actions. Agent i's policy is
+evaluated with the other agents' actions from the data.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from omarl_jax import networks
-from omarl_jax.algorithms.formulas import (
-    bootstrapped,
-    clipped_adam,
-    minimise,
-    require_not_negative,
-    saturation,
-    seen,
-    soft_update,
-    team,
-    validate_value_learner,
-    with_own,
-)
-from omarl_jax.networks import InputNorm, Policy
-from omarl_jax.types import Algorithm, Metrics, Needs, Stats, TaskSpec, Transition, config
+from omarl_jax.algorithms._actor_critic import ActorCriticConfig, State, critic_of, follow, start
+from omarl_jax.algorithms._checks import check_value_learner, require_kind, require_not_negative
+from omarl_jax.algorithms._losses import clipped_noise, critic_td_target, saturation, td_loss
+from omarl_jax.algorithms._steps import per_agent
+from omarl_jax.networks import Net
+from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
 
 
 @config
-class Config:
+class Config(ActorCriticConfig):
     """Hyperparameters of MA-TD3+BC; the defaults are those of the particle tasks."""
 
-    lr: float = 0.01
-    """Adam's learning rate, of policies and critics."""
-    gamma: float = 0.95
-    """Discount."""
-    tau: float = 0.01
-    """Soft update of the targets."""
-    grad_clip: float = 0.5
-    """Largest norm of a network's gradient."""
     alpha: float = 2.5
     """Weight of the values against the cloning."""
     target_noise: float = 0.0
@@ -55,121 +39,60 @@ class Config:
     """Its bound."""
     policy_penalty: float = 1e-3
     """Weight of the mean squared action."""
-    centralised: bool = False
-    """One critic that sees all agents."""
-    batch_size: int = 1024
-    """Transitions a batch."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    input_norm: InputNorm = "batch"
-    """Normalisation of the networks' inputs."""
-
-
-class State(NamedTuple):
-    """Every leaf begins with (N,), those of critics with (1,) if there is one for all."""
-
-    policy: Policy
-    critic: Any
-    target_policy: Any
-    target_critic: Any
-    policy_optimiser: Any
-    critic_optimiser: Any
 
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_value_learner("td3_bc", config, spec)
+    require_kind("td3_bc", "continuous", spec)
+    check_value_learner(config)
     require_not_negative(config, "alpha", "target_noise", "target_noise_clip", "policy_penalty")
 
 
 def td3_bc(config: Config, spec: TaskSpec) -> Algorithm:
     """Makes MA-TD3+BC for a continuous task."""
-    n = spec.n_agents
-    groups = 1 if config.centralised else n  # G critics, each seeing N / G agents
-    policy = networks.deterministic_policy(spec, config.hidden, config.input_norm)
-    critic = networks.critic(config.hidden, config.input_norm)
-    optimiser = clipped_adam(config.lr, config.grad_clip)
+    policy = networks.deterministic_policy(spec, config.hidden, config.input_norm, config.sharing)
+    critic = critic_of(config, spec)
+    policy_step = per_agent(policy, config.lr, config.grad_clip)
+    critic_step = per_agent(critic, config.lr, config.grad_clip)
 
-    def view(x: chex.Array) -> chex.Array:  # (B, N, X) -> (G, B, X N / G)
-        return seen(x, groups)
-
-    def init(key: chex.PRNGKey, stats: Stats) -> State:
-        policy_key, critic_key = jax.random.split(key)
-        norm = networks.initial_norm(config.input_norm, stats)
-        obs, actions = jnp.zeros((1, n, spec.obs_dim)), jnp.zeros((1, n, spec.action_dim))
-        policies = policy.init(policy_key, n, obs[:, 0], norm.of(0))
-        critics = critic.init(critic_key, groups, view(obs)[0], view(actions)[0], None)
-        return State(
-            policy=Policy(policies, norm),
-            critic=critics,
-            target_policy=policies,
-            target_critic=critics,
-            policy_optimiser=jax.vmap(optimiser.init)(policies),
-            critic_optimiser=jax.vmap(optimiser.init)(critics),
-        )
+    def init(key: chex.PRNGKey, context: Context) -> State:
+        return start(key, policy, critic, policy_step, critic_step)
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        norm = networks.training_norm(config.input_norm, state.policy.norm)
-        critic_norm = None if norm is None else norm.of_critics(view, spec.action_dim)
-
         # --- target ---
-        next_actions = jax.vmap(policy.apply, out_axes=1)(state.target_policy, seen(batch.next_obs, n), norm)
-        noise = config.target_noise * jax.random.normal(key, next_actions.shape)
-        noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
-        next_actions = jnp.clip(next_actions + noise, -1.0, 1.0)  # (B, N, A)
-        next_q = jax.vmap(critic.apply)(state.target_critic, view(batch.next_obs), view(next_actions), critic_norm)
-        rewards, terminal = team(batch, groups)  # (G, B)
-        target = bootstrapped(rewards, terminal, next_q.min(axis=1), config.gamma)
+        noise = clipped_noise(key, batch.actions.shape, config.target_noise, config.target_noise_clip)
+        next_actions = jnp.clip(policy(state.target_policy, batch.next_obs) + noise, -1.0, 1.0)  # (B, N, A)
+        next_q = critic(state.target_critic, batch.next_obs, next_actions).min(axis=0)  # (B, G)
+        target = critic_td_target(critic, batch, next_q, config.gamma)
 
         # --- critic ---
-        def critic_loss(params: Any, obs: Any, actions: Any, norm: Any, target: Any) -> tuple[chex.Array, Metrics]:
-            q = critic.apply(params, obs, actions, norm)  # (2, B)
-            loss = jnp.square(q - target).mean(axis=1).sum()
-            return loss, {"critic_loss": loss, "q": q.mean()}
+        def critic_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            q = critic(params, batch.obs, batch.actions)  # (2, B, G)
+            loss = td_loss(q, target)
+            return loss.sum(), {"critic_loss": loss, "q": q}
 
-        critics, critic_optimiser, critic_metrics = jax.vmap(minimise(critic_loss, optimiser))(
-            state.critic, state.critic_optimiser, view(batch.obs), view(batch.actions), critic_norm, target
-        )
+        critics, critic_optimiser, critic_metrics = critic_step(critic_loss, state.critic, state.critic_optimiser)
 
         # --- policy ---
-        def policy_loss(
-            params: Any, agent: Any, obs: Any, actions: Any, norm: Any, judge: Any
-        ) -> tuple[chex.Array, Metrics]:
-            critic_params, critic_obs, critic_norm = judge
-            own = policy.apply(params, obs, norm)  # (B, A)
-            judged = with_own(own, batch.actions, agent, config.centralised)
-            q = critic.apply(critic_params, critic_obs, judged, critic_norm, heads=1)[0]
-            weight = config.alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean()), 1e-6)
-            loss = -weight * q.mean() + jnp.square(own - actions).mean()
-            loss += config.policy_penalty * jnp.square(own).mean()
-            return loss, {"policy_loss": loss, "saturation": saturation(own)}
+        def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
+            own = policy(params, batch.obs)  # (B, N, A)
+            q = critic.own(critics, batch.obs, own, batch.actions)  # (B, N)
+            weight = config.alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean(axis=0)), 1e-6)
+            error = jnp.square(own - batch.actions) + config.policy_penalty * jnp.square(own)
+            loss = -weight * q.mean(axis=0) + networks.mean_over_actions(error, spec).mean(axis=0)  # (N,)
+            return loss.sum(), {"policy_loss": loss, "saturation": saturation(own, spec)}
 
-        judges = jax.tree.map(lambda x: jnp.repeat(x, n // groups, axis=0), (critics, view(batch.obs), critic_norm))
-        policies, policy_optimiser, policy_metrics = jax.vmap(minimise(policy_loss, optimiser))(
-            state.policy.params,
-            state.policy_optimiser,
-            jnp.arange(n),
-            seen(batch.obs, n),
-            seen(batch.actions, n),
-            norm,
-            judges,
-        )
-        moved = Policy(policies, networks.moved_norm(config.input_norm, state.policy.norm, batch.obs))
+        params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
 
         # --- targets ---
-        state = State(
-            policy=moved,
-            critic=critics,
-            target_policy=soft_update(state.target_policy, policies, config.tau),
-            target_critic=soft_update(state.target_critic, critics, config.tau),
-            policy_optimiser=policy_optimiser,
-            critic_optimiser=critic_optimiser,
-        )
-        return state, jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
+        net = policy.observe(state.policy._replace(params=params), batch.obs)
+        state = state._replace(policy=net, critic=critics, policy_optimiser=policy_optimiser, critic_optimiser=critic_optimiser)
+        return follow(state, config.tau), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
-    def act(
-        policies: Policy, obs: chex.Array, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False
-    ) -> tuple[chex.Array, Any]:
-        return jax.vmap(policy.apply)(policies.params, obs, policies.norm), carry
+    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        return policy.act(net, view.obs)
 
-    return Algorithm(init, update, act, Needs(config.batch_size))
+    def values(state: State, batch: Transition) -> chex.Array:
+        return critic(state.critic, batch.obs, batch.actions)
+
+    return Algorithm(init, update, act, Needs(config.batch_size), values=values)

@@ -1,0 +1,110 @@
+"""What the engine adds to every method: checks of shapes, and inputs standardised with statistics of the data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from omarl_jax.types import Algorithm, Context, Metrics, Stats, TaskSpec, Transition, View
+
+
+def build(factory: Callable[[Any, TaskSpec], Algorithm], config: Any, spec: TaskSpec) -> Algorithm:
+    """Makes a method whose config may ask for `input_norm` "dataset", and which checks the shapes that it is given.
+
+    Args:
+        factory: (config, spec) -> `Algorithm`, from a method's file.
+        config: hyperparameters.
+        spec: the task.
+    """
+    algorithm = factory(config, spec)
+    if getattr(config, "input_norm", None) == "dataset":
+        algorithm = _standardised(algorithm)
+    return _checked(algorithm, spec)
+
+
+class StandardisedPolicy(NamedTuple):
+    """A policy, and the statistics by which its observations are standardised."""
+
+    policy: Any
+    stats: Stats
+
+
+class StandardisedState(NamedTuple):
+    """The state of a method, and the statistics by which its observations are standardised."""
+
+    learner: Any
+    stats: Stats
+
+    @property
+    def policy(self) -> StandardisedPolicy:
+        """What acting and export need."""
+        return StandardisedPolicy(self.learner.policy, self.stats)
+
+
+def _standardised(algorithm: Algorithm) -> Algorithm:
+    def scale(obs: chex.Array, stats: Stats) -> chex.Array:  # (…, N, O)
+        return (obs - stats.obs_mean) / stats.obs_std
+
+    def scaled(batch: Transition, stats: Stats) -> Transition:
+        return batch._replace(obs=scale(batch.obs, stats), next_obs=scale(batch.next_obs, stats))
+
+    def init(key: chex.PRNGKey, context: Context) -> StandardisedState:
+        return StandardisedState(algorithm.init(key, context), context.stats)
+
+    def update(state: StandardisedState, batch: Transition, key: chex.PRNGKey) -> tuple[StandardisedState, Metrics]:
+        learner, metrics = algorithm.update(state.learner, scaled(batch, state.stats), key)
+        return state._replace(learner=learner), metrics
+
+    def act(
+        policy: StandardisedPolicy, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False
+    ) -> tuple[chex.Array, Any]:
+        view = view._replace(obs=scale(view.obs, policy.stats))
+        return algorithm.act(policy.policy, view, carry, key, explore)
+
+    def values(state: StandardisedState, batch: Transition) -> chex.Array:
+        assert algorithm.values is not None
+        return algorithm.values(state.learner, scaled(batch, state.stats))
+
+    hook = None if algorithm.values is None else values
+    return algorithm._replace(init=init, update=update, act=act, values=hook)
+
+
+def _checked(algorithm: Algorithm, spec: TaskSpec) -> Algorithm:
+    """Asserts at the entry, while a program is traced, that arrays have the shapes of the task."""
+    n, needs = spec.n_agents, algorithm.needs
+    time = () if needs.length is None else (needs.length,)
+    obs, mask, state_size = (n, spec.obs_dim), (n, spec.action_dim), (spec.state_dim,)
+    actions = (n,) if spec.kind == "discrete" else mask
+    fields = {
+        "obs": obs,
+        "actions": actions,
+        "rewards": (n,),
+        "next_obs": obs,
+        "terminal": (n,),
+        "truncated": (),
+        "next_actions": actions,
+        "state": state_size,
+        "next_state": state_size,
+        "returns_to_go": (n,),
+        "action_mask": mask,
+        "next_action_mask": mask,
+        "valid": (),
+    }
+
+    def update(state: Any, batch: Transition, key: chex.PRNGKey) -> tuple[Any, Metrics]:
+        for name, shape in fields.items():
+            if (array := getattr(batch, name)) is not None:
+                chex.assert_shape(array, (None, *time, *shape), custom_message=f"the batch's {name}")
+        state, metrics = algorithm.update(state, batch, key)
+        chex.assert_shape(list(metrics.values()), (), custom_message="metrics")
+        return state, metrics
+
+    def act(policy: Any, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        view = View(jnp.asarray(view.obs), view.action_mask)
+        chex.assert_shape(view.obs, obs, custom_message="observations that act is given")
+        taken, carry = algorithm.act(policy, view, carry, key, explore)
+        chex.assert_shape(taken, actions)
+        return taken, carry
+
+    return algorithm._replace(update=update, act=act)
