@@ -12,11 +12,12 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax.algorithms import Method, find, methods
 from omarl_jax.errors import UserError
-from omarl_jax.types import Algorithm, Stats, Transition
+from omarl_jax.types import Algorithm, Context, Stats, Transition
 
 N, O, A = 2, 3, 2  # noqa: E741  # the letters of the shapes
 SPEC = TaskSpec("toy/continuous", "continuous", n_agents=N, obs_dim=O, action_dim=A, state_dim=N * O, episode_length=5)
-STATS = Stats(jnp.zeros((N, O)), jnp.ones((N, O)))
+STATS = Stats.unknown(SPEC)
+CONTEXT = Context(STATS)
 
 
 # For programs that run for seconds; without any optimisation, as others are, they would run for longer.
@@ -52,7 +53,7 @@ def step(name: str) -> Callable[..., tuple[Any, Any]]:
 
 def started(name: str, config: Any) -> Any:
     """A state after a few rounds, so that targets and statistics are no longer as in the beginning."""
-    state = METHODS[name].make(config, SPEC).init(jax.random.key(7), STATS)
+    state = METHODS[name].make(config, SPEC).init(jax.random.key(7), CONTEXT)
     for i in range(3):
         state, _ = step(name)(config, state, batch(100 + i, config.batch_size), jax.random.key(i))
     return state

@@ -19,7 +19,8 @@ import numpy as np
 from omarl_envs.spec import TaskSpec
 from problems import METHODS, float64, of
 
-from omarl_jax.types import Stats, Transition
+from omarl_jax.networks import Norm
+from omarl_jax.types import Context, Stats, Transition
 
 # --- What the learned state looks like ---
 
@@ -53,15 +54,29 @@ class Learner:
 
 def from_state(state: Any) -> Learner:
     """A copy of what a method has learned."""
-    state = float64(state)
+    state = float64(_networks(state))
+    net = state.policy
+    stats = net.stats or Norm(np.zeros(0), np.zeros(0))
     return Learner(
-        policies=_each(_policy, state.policy.params),
+        policies=_each(_policy, net.params),
         critics=_each(_critic, getattr(state, "critic", None)),
         target_policies=_each(_policy, getattr(state, "target_policy", None)),
         target_critics=_each(_critic, getattr(state, "target_critic", None)),
-        mean=np.array(state.policy.norm.mean),
-        var=np.array(state.policy.norm.var),
+        mean=np.array(stats.mean),
+        var=np.array(stats.var),
     )
+
+
+def _networks(state: Any) -> Any:
+    """The part of a state that holds networks, without what standardises inputs or counts updates."""
+    state = getattr(state, "learner", state)
+    return getattr(state, "networks", state)
+
+
+def _with_networks(state: Any, networks: Any) -> Any:
+    if hasattr(state, "learner"):
+        return state._replace(learner=_with_networks(state.learner, networks))
+    return state._replace(networks=networks) if hasattr(state, "networks") else networks
 
 
 def _each(network: Callable[[Any], Network], params: Any) -> list[Network]:
@@ -72,23 +87,25 @@ def _each(network: Callable[[Any], Network], params: Any) -> list[Network]:
 
 
 def _policy(params: Any) -> Network:
-    layers = [params[f"_Dense_{i}"] for i in range(sum(name.startswith("_Dense") for name in params))]
-    norm = params.get("_Normalise_0")
-    return Network([[(x["kernel"], x["bias"]) for x in layers]], norm and (norm["scale"], norm["bias"]))
+    layers = [params[f"layer_{i}"] for i in range(sum(name.startswith("layer") for name in params))]
+    return Network([[(x["kernel"], x["bias"]) for x in layers]], _affine(params))
 
 
 def _critic(params: Any) -> Network:
-    layers = range(sum(name.startswith("w_") for name in params))
-    heads = [[(params[f"w_{i}"][head], params[f"b_{i}"][head]) for i in layers] for head in range(len(params["b_0"]))]
-    return Network(heads, (params["scale"], params["shift"]) if "scale" in params else None)
+    layers = [params[f"layer_{i}"] for i in range(sum(name.startswith("layer") for name in params))]
+    heads = [[(x["kernel"][head], x["bias"][head]) for x in layers] for head in range(len(layers[0]["bias"]))]
+    return Network(heads, _affine(params))
 
 
-def fixed_statistics(config: Any, stats: Stats) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean and standard deviation that observations are normalised by, (N, O), and the deviation for actions."""
-    unit = np.sqrt(1.0 + 1e-5)  # PyTorch's ε is added to every variance
+def _affine(params: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    return (params["norm"]["scale"], params["norm"]["bias"]) if "norm" in params else None
+
+
+def fixed_statistics(config: Any, stats: Stats) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation that observations are normalised by, (N, O)."""
     if config.input_norm == "dataset":
-        return np.asarray(stats.obs_mean), np.sqrt(np.square(stats.obs_std) + 1e-5), unit
-    return np.zeros(stats.obs_mean.shape), np.full(stats.obs_mean.shape, unit), unit
+        return np.asarray(stats.obs_mean), np.asarray(stats.obs_std)
+    return np.zeros(stats.obs_mean.shape), np.ones(stats.obs_mean.shape)
 
 
 def subject(name: str, config: Any, spec: TaskSpec, stats: Stats) -> tuple[Any, Callable[..., tuple[Any, Any]]]:
@@ -101,12 +118,14 @@ def subject(name: str, config: Any, spec: TaskSpec, stats: Stats) -> tuple[Any, 
     def noisy(tree: Any) -> Any:
         return jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape), tree)
 
-    state = METHODS[name].make(config, spec).init(jax.random.key(0), stats)
-    others = {"critic", "target_critic", "target_policy"}.intersection(state._fields)
-    state = state._replace(
-        policy=state.policy._replace(params=noisy(state.policy.params)),
-        **{field: noisy(getattr(state, field)) for field in sorted(others)},
+    state = METHODS[name].make(config, spec).init(jax.random.key(0), Context(stats))
+    nets = _networks(state)
+    others = {"critic", "target_critic", "target_policy"}.intersection(nets._fields)
+    nets = nets._replace(
+        policy=nets.policy._replace(params=noisy(nets.policy.params)),
+        **{field: noisy(getattr(nets, field)) for field in sorted(others)},
     )
+    state = _with_networks(state, nets)
     state = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
     return state, jax.jit(lambda config, *inputs: METHODS[name].make(config, spec).update(*inputs))
 
@@ -143,26 +162,28 @@ def draws(name: str, config: Any, key: jax.Array, n: int, batch: Transition) -> 
 
 
 def _conservative(config: Any, key: jax.Array, n: int, batch: Transition) -> tuple[list[Any], list[Any]]:
-    b, _, a = batch.actions.shape
-    groups = 1 if config.centralised else n
-    shape, uniform, around = (config.cql_samples, b, a * n // groups), [], []
-    for critic_key in jax.random.split(key, groups):
-        first, *others = jax.random.split(critic_key, 3 if config.policy_samples else 1)
-        uniform.append(np.asarray(jax.random.uniform(first, shape, minval=-1.0, maxval=1.0)))
-        around.append([np.asarray(jax.random.normal(other, shape)) for other in others])
-    return uniform, around
+    first, *others = jax.random.split(key, 3 if config.policy_samples else 1)
+    shape = (config.cql_samples, *batch.actions.shape)
+    uniform = jax.random.uniform(first, shape, minval=-1.0, maxval=1.0)
+    normal = [_of_critics(jax.random.normal(other, shape), config) for other in others]
+    uniform_of_critics = _of_critics(uniform, config)
+    return uniform_of_critics, [list(of_kinds) for of_kinds in zip(*normal, strict=True)] or [[]] * n
+
+
+def _of_critics(x: jax.Array, config: Any) -> list[np.ndarray]:
+    """(K, B, N, A) -> the (K, B, A') of each critic."""
+    x = np.asarray(x)
+    return [x.reshape(*x.shape[:2], -1)] if config.centralised else list(np.moveaxis(x, 2, 0))
 
 
 def _search(config: Any, key: jax.Array, n: int, batch: Transition) -> list[list[np.ndarray]]:
     b, _, a = batch.actions.shape
-    keys = jax.random.split(key, n)
     k, steps = config.search_samples, config.search_steps
     if config.search == "random_shooting":
-        return [[np.asarray(jax.random.uniform(key, (steps * k, b, a), minval=-1.0))] for key in keys]
-    return [
-        [np.asarray(jax.random.normal(one, (k, a, b))).swapaxes(1, 2) for one in jax.random.split(key, steps)]
-        for key in keys
-    ]
+        drawn = [np.asarray(jax.random.uniform(key, (steps * k, b, n, a), minval=-1.0))]
+    else:
+        drawn = [np.asarray(jax.random.normal(one, (k, a, n, b))).transpose(0, 3, 2, 1) for one in jax.random.split(key, steps)]
+    return [[x[:, :, i] for x in drawn] for i in range(n)]
 
 
 # --- Networks ---
@@ -238,7 +259,7 @@ class Reference:
         self.for_team = self.joint and name != "matd3"  # and learn for all of them, not for one each
         self.policy_optimisers = [Adam(network) for network in learner.policies]
         self.critic_optimisers = [Adam(network) for network in learner.critics]
-        self.obs_mean, self.obs_std, self.action_std = fixed_statistics(config, stats)
+        self.obs_mean, self.obs_std = fixed_statistics(config, stats)
         self.updates = 0
 
     def update(self, config: Any, batch: Transition, draws: Draws) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -296,7 +317,7 @@ class Reference:
         mean, std = self.view(self.obs_mean, g), self.view(self.obs_std, g)
         seen = np.broadcast_to(self.view(obs, g), (*actions.shape[:-1], len(mean)))
         width = actions.shape[-1]
-        fixed = np.append(mean, np.zeros(width)), np.append(std, np.full(width, self.action_std))
+        fixed = np.append(mean, np.zeros(width)), np.append(std, np.ones(width))
         return outputs(critic, np.concatenate([seen, actions], axis=-1), fixed)[..., 0]
 
     def judged(self, batch: Transition, own: np.ndarray, i: int) -> np.ndarray:
@@ -404,7 +425,7 @@ class Reference:
             }.get(self.name, lambda: -q)()
             total += config.policy_penalty * np.mean(own**2)
             metrics = {"policy_loss": total, "saturation": np.mean(np.abs(own) > 0.99)}
-            return total, metrics | ({"imitation": distance} if self.name == "omar" else {})
+            return total, metrics | ({"omar_loss": distance} if self.name == "omar" else {})
 
         return loss
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import METHODS, SPEC, STATS, A, N, O, jit, make
+from problems import CONTEXT, METHODS, SPEC, STATS, A, N, O, jit, make
 from reference import Reference, draws, from_state, subject
 
 from omarl_jax.types import Stats, Transition
@@ -95,7 +95,7 @@ def test_conservatism_keeps_unseen_actions_below_those_of_the_data(name: str) ->
     @jit
     def learned(config: Any) -> Any:
         method, keys = METHODS[name].make(config, SPEC), jax.random.split(jax.random.key(1), 300)
-        start = method.init(jax.random.key(0), STATS)
+        start = method.init(jax.random.key(0), CONTEXT)
         return jax.lax.scan(lambda state, key: (method.update(state, batch, key)[0], None), start, keys)[0]
 
     for alpha in (0.0, 10.0):
