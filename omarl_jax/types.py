@@ -131,6 +131,7 @@ def config(cls: type[_C]) -> type[_C]:
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     kinds = typing.get_type_hints(cls)  # not `Field.type`, which can be a string
-    floats = [name for name, kind in kinds.items() if kind is float]
-    static = [name for name, kind in kinds.items() if kind is not float]
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # no class variables
+    floats = [name for name in fields if kinds[name] is float]
+    static = [name for name in fields if kinds[name] is not float]
     return jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=static)

@@ -11,7 +11,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import UserError, make_algorithm, online
 from omarl_jax.data import behaviour
-from omarl_jax.layout import Layout
+from omarl_jax.placement import Placement
 from omarl_jax.types import Algorithm, Needs, Stats
 
 V, LENGTH = 4, 3
@@ -170,7 +170,7 @@ def test_a_seed_alone_learns_as_it_does_among_others(monkeypatch):
         return behaviour.train(Clocks(), "matd3", overrides, seeds, rounds=10, every=5, settings=settings)
 
     alone = train([7])
-    monkeypatch.setattr(Layout, "default", lambda runs: Layout(2, 1))  # two side by side, then the third
+    monkeypatch.setattr(Placement, "default", lambda runs: Placement(2, 1))  # two side by side, then the third
     among = train([3, 7, 5])
     assert [(s["seed"], s["round"]) for s in among] == [(seed, round) for seed in (3, 7, 5) for round in (0, 5, 10)]
     for one, other in zip(alone, among[3:6], strict=True):

@@ -18,12 +18,12 @@ the rewards and thereby that spread, or lower `huber` to the same effect. Return
 `reward_scale` below 1, as long as it leaves that spread. A `reward_scale` also changes what α weighs, since the penalty
 parts actions by a few units of the scaled values.
 
-The whole family is here; the other files only choose:
+The whole family is here; `presets/variants.toml` names its members:
 
-    method               file                    method                file
-    MA-CIQR (-CVaR)      ciqr (risk 0.15)        MA-CIQL               ciql
-    MA-CCQR (-CVaR)      ccqr (risk 0.15)        MA-CCQL               ccql
-    MA-QR-DIQN, -DCQN    ciqr, ccqr, alpha 0     MA-DIQN, MA-DCQN      ciql, ccql, alpha 0
+    method               variant                       method                variant
+    MA-CIQR (-CVaR)      ciqr (ciqr-cvar)              MA-CIQL               ciql
+    MA-CCQR (-CVaR)      ccqr (ccqr-cvar)              MA-CCQL               ccql
+    MA-QR-DIQN, -DCQN    qr-diqn, qr-dcqn              MA-DIQN, MA-DCQN      diqn, dcqn
 
 `centralised` adds the atoms of all agents up, one by one, and learns the sum from the team's reward, with one gradient
 clip for all (value decomposition). `quantiles` 0 learns the mean alone, by half the squared error.
@@ -134,13 +134,13 @@ class State(NamedTuple):
     round: chex.Array
 
 
-def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
+def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_value_learner(name, config, spec, kind="discrete")
+    validate_value_learner("ciqr", config, spec, kind="discrete")
     for option in ("risk", "greedy_risk"):
         share = getattr(config, option)
         require(0 < share <= 1, f"{option} must lie in (0, 1], not {share}.")
-        require(config.quantiles > 0 or share == 1, f"{name} learns no quantiles here, so {option} must be 1.")
+        require(config.quantiles > 0 or share == 1, f"Without quantiles nothing is known of risks: {option} must be 1.")
     require_positive(config, "huber", "reward_scale", "epsilon_rounds")
     require_not_negative(config, "cql_alpha", "quantiles", "first_epsilon", "last_epsilon")
     for option, has, who in (
@@ -150,8 +150,8 @@ def validate(config: Config, spec: TaskSpec, name: str = "ciqr") -> None:
         ("published_targets", config.quantiles == 0, "methods without quantiles"),
         ("published_penalty", config.centralised and config.quantiles == 0, "centralised methods without quantiles"),
     ):
-        told = f"{name} has no {option}: in the published code only {who} do that."
-        require(has or not getattr(config, option), told)
+        only = f"{option} is for {who}: in the published code no others do that."
+        require(has or not getattr(config, option), only)
     most = max(config.first_epsilon, config.last_epsilon)
     require(most <= 1, f"Not more than all actions can be random: epsilon must lie in [0, 1], not {most}.")
 

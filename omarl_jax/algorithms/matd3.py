@@ -86,9 +86,9 @@ class State(NamedTuple):
     round: chex.Array
 
 
-def validate(config: Config, spec: TaskSpec, name: str = "matd3") -> None:
+def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
-    validate_value_learner(name, config, spec)
+    validate_value_learner("matd3", config, spec)
     require_not_negative(config, "target_noise", "target_noise_clip", "exploration_noise", "policy_penalty")
     require_positive(config, "gain", "policy_delay", "n_critics")
 

@@ -1,6 +1,7 @@
 """Verbs that look at what was trained: `evaluate` and `report`; and `list`."""
 
 import functools
+import importlib
 import pathlib
 from collections.abc import Callable
 from typing import Annotated
@@ -10,12 +11,13 @@ from rich.table import Table
 
 from omarl_jax.cli.terminal import console, pairs, print_paths
 from omarl_jax.errors import UserError, check_seeds
+from omarl_jax.files import read_run_config, require_trusted_task
 
 _EPISODES_AT_ONCE = 10_000
 
 
 def list_names() -> None:
-    """Lists the algorithms, the tasks and the datasets."""
+    """Lists the algorithms, the tasks, the datasets, and the variants of algorithms."""
     import omarl_envs
 
     from omarl_jax import algorithms
@@ -24,6 +26,11 @@ def list_names() -> None:
     table = Table("algorithms", "tasks", "datasets", box=None, header_style="bold")
     table.add_row("\n".join(algorithms.methods()), "\n".join(omarl_envs.task_names()), "\n".join(QUALITIES))
     console.print(table)
+    variants = Table("variants", "of", "", box=None, header_style="bold")
+    for name, row in algorithms.variants().items():
+        variants.add_row(name, row["base"], row["title"])
+    console.print()
+    console.print(variants)
 
 
 def evaluate(
@@ -36,6 +43,7 @@ def evaluate(
     quantiles: pathlib.Path | None = None,
     at: tuple[int, ...] = (),
     option: tuple[str, ...] = (),
+    trust: bool = False,
 ) -> None:
     """Plays episodes with a trained policy and prints their returns.
 
@@ -49,6 +57,7 @@ def evaluate(
         quantiles: also draw the quantiles of the chosen actions' values in one episode, as a PNG (ciqr and ccqr).
         at: steps of that episode to draw them at; by default four, evenly spread.
         option: constructor arguments of the task, as name=value.
+        trust: import a method or task that is not of this package, because the file names it; this runs its code.
     """
     import jax
     import numpy as np
@@ -62,7 +71,10 @@ def evaluate(
     if not 0 < risk <= 1:
         raise UserError(f"risk must lie in (0, 1], not {risk}.")
     check_seeds([seed])
-    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
+    if (policy / "config.json").exists():
+        read_run_config(policy)
+    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy, allow_import=trust)
+    require_trusted_task(saved.spec.name, allow_import=trust)
     env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | pairs(option)))
     if saved.count is not None:
         raise UserError(f"'{policy}' holds {saved.count} policies, not one.")
@@ -95,6 +107,7 @@ def report(
     runs: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="RUNS")]],
     out: pathlib.Path | None = None,
     pictures: bool = False,
+    trust: bool = False,
 ) -> None:
     """Makes tables, curves and an HTML page of finished runs.
 
@@ -103,12 +116,16 @@ def report(
         out: folder to write to; by default RUNS/report.
         pictures: also play an episode with the first run of each method, to draw its paths on a map and the quantiles
             it has learned, where the task has a map and the method quantiles.
+        trust: import tasks and methods that are not of this package, because the runs name them; this runs their code.
     """
     from omarl_jax import report, results
 
     finished = results.load_runs(runs)
     if not finished:
         raise UserError(f"There are no finished runs in '{runs}'.")
+    for module in {run.base for run in finished} | {run.task.partition("/")[0] for run in finished}:
+        if trust and "." in module:
+            importlib.import_module(module)
     missing = dict.fromkeys(results.unfinished(runs), "")
     paths = report.write_report(finished, out or runs / "report", missing, pictures)
     report.print_table(results.table(finished), console)

@@ -149,6 +149,15 @@ def described_hash(folder: str | Path) -> str:
     return _read_description(Path(folder))[-1]
 
 
+def described_metadata(folder: str | Path) -> dict[str, Any]:
+    """The metadata of a dataset on disk, without its arrays.
+
+    Raises:
+        UserError: if there is no dataset, or its description is damaged.
+    """
+    return _read_description(Path(folder))[1]
+
+
 def _arrays(rows: Rows) -> dict[str, np.ndarray]:
     """The arrays there are, on the host, in C order and little-endian."""
     present = {name: np.asarray(array) for name, array in rows._asdict().items() if array is not None}

@@ -18,7 +18,7 @@ from omarl_jax import algorithms, evaluation, online
 from omarl_jax.errors import UserError, check_seeds
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
-from omarl_jax.layout import Layout
+from omarl_jax.placement import Placement, schedule
 from omarl_jax.types import Stats
 
 _EVALUATION_EPISODES = 1_000
@@ -91,13 +91,13 @@ def train(
 
         return mean(False), mean(True)
 
-    layout = Layout.default(len(seeds))
-    begin, judge = jax.jit(layout.spread(init)), jax.jit(layout.spread(returns))
-    advance = jax.jit(layout.spread(chunk), donate_argnums=0)
+    placement = Placement.default(len(seeds))
+    begin, judge = jax.jit(placement.map_runs(init)), jax.jit(placement.map_runs(returns))
+    advance = jax.jit(placement.map_runs(chunk), donate_argnums=0)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
     snapshots: list[list[dict[str, Any]]] = [[] for _ in seeds]
-    for call in layout.calls(len(seeds)):
-        key = layout.place(keys, call)
+    for call, _ in schedule(len(seeds), placement.slots, 1):
+        key = placement.shard_runs(keys, call)
         state = begin(key, None)
         for start in range(0, rounds + every, every):
             policies = jax.tree.map(np.asarray, state.learner.policy)

@@ -25,7 +25,7 @@ from omarl_jax import algorithms, online
 from omarl_jax.data.dataset import Rows
 from omarl_jax.data.validation import from_episodes
 from omarl_jax.errors import UserError
-from omarl_jax.layout import Layout
+from omarl_jax.placement import Placement
 from omarl_jax.types import Stats, Transition
 
 STEPS = 30_000
@@ -86,9 +86,9 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
         values = jax.tree.leaves(state.learner.policy)
         return state.buffer, metrics, jnp.stack([jnp.isfinite(x).all() for x in values]).all()
 
-    layout = Layout.default(len(seeds))
+    placement = Placement.default(len(seeds))
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-    made = layout.map(jax.jit(layout.spread(run)), len(seeds), keys, None)
+    made = placement.run_all(jax.jit(placement.map_runs(run)), len(seeds), keys, None)
     if not made[2].all():
         diverged = [seed for seed, finite in zip(seeds, made[2], strict=True) if not finite]
         raise UserError(f"MA-DQN diverged on '{spec.name}' with the seeds {diverged}: there is no log of it.")

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from omarl_jax import plotting
+from omarl_jax.files import require_trusted_task
 from omarl_jax.report import comparisons
 from omarl_jax.results import CVAR_LEVEL, Row, data_mean, exposure, grouped
 
@@ -69,6 +70,7 @@ def draw_episodes(rows: Sequence[Row], out_dir: Path) -> dict[Picture, Path]:
     for row in rows:
         if not row.runs or not (row.runs[0].folder / "policy.npz").exists():
             continue
+        require_trusted_task(row.task, allow_import=False)
         env, team = make_env(row.task, **row.runs[0].options), load_policy(row.runs[0].folder / "policy.npz")
         for kind, possible, write in (
             ("map", hasattr(env, "render_path"), pictures.write_map),
@@ -129,11 +131,11 @@ def _panel(cell: Sequence[Row]) -> plotting.Panel:
 def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plotting.Line]]:
     """Name of a setting -> method -> how it does at each value, for settings with three values or more.
 
-    Methods whose rows differ in something else, too, are left out; more data go with more rounds.
+    Methods whose rows differ in something else, too, are left out; more data go with more updates.
     """
     grids: dict[str, dict[str, plotting.Line]] = {}
     for algorithm, rows in grouped(cell, lambda row: row.algorithm).items():
-        names = {name for row in rows for name in row.differs} - ({"rounds"} if "size" in rows[0].differs else set())
+        names = {name for row in rows for name in row.differs} - ({"updates"} if "size" in rows[0].differs else set())
         if len(names) != 1:
             continue
         (name,) = names

@@ -21,7 +21,7 @@ from omarl_envs.spec import ScoreReference
 from omarl_jax import algorithms, presets, published, statistics
 from omarl_jax.data.recipes import default_size
 from omarl_jax.errors import UserError
-from omarl_jax.files import read_arrays
+from omarl_jax.files import read_arrays, read_run_config, require_trusted_task
 
 CVAR_LEVEL = 0.1
 TAILS = (0.05, CVAR_LEVEL, 0.15, 0.25, 0.5)
@@ -36,11 +36,11 @@ class FinishedRun:
 
     Attributes:
         folder: where it lies.
-        algorithm: the method, or its variant where `config.json` names one (`omar_cem`).
-        base: the method.
-        task, dataset, seed, data_seed, rounds, options, config, config_hash, data: as in `config.json`.
+        algorithm: the method or variant.
+        base: the method that it is a variant of, or itself.
+        task, dataset, seed, data_seed, updates, options, config, config_hash, data: as in `config.json`.
         reference: returns to normalise with, or None.
-        evaluations: (E,) rounds after which the policy was evaluated.
+        evaluations: (E,) updates after which the policy was evaluated.
         returns: (E, episodes) raw returns.
         final_returns: (episodes,) raw returns of the last policy.
         final_metrics: name -> (episodes,) task metrics of the last policy.
@@ -56,7 +56,7 @@ class FinishedRun:
     dataset: str
     seed: int
     data_seed: int
-    rounds: int
+    updates: int
     options: dict[str, Any]
     config: dict[str, Any]
     config_hash: str
@@ -81,8 +81,8 @@ class Row:
 
     Attributes:
         task, dataset, algorithm, config_hash: what the runs have in common.
-        differs: hyperparameters, options of the task, rounds and size of the data in which this row differs from others
-            of the same task, dataset and algorithm.
+        differs: hyperparameters, options of the task, updates and size of the data in which this row differs from
+            others of the same task, dataset and algorithm.
         runs: the runs that have a result.
         started: the number of runs, with those that have none (see `FinishedRun.failure`).
         normalised: whether numbers are scores or, if some row of the dataset has no reference, raw returns.
@@ -92,12 +92,12 @@ class Row:
             averaged over runs.
         interval: 95 % bootstrap interval of the IQM.
         paper: what was published, or None.
-        as_published: whether hyperparameters, rounds and size of the data are those of the paper's number.
+        as_published: whether hyperparameters, updates and size of the data are those of the paper's number.
         data_mean: mean of the data, or None where unknown.
         comparable: whether the data are those of the paper, or made the same way.
         metrics: task metrics of the last policies, averaged over episodes and runs; `length` is that of the episodes.
         data_metrics: the same of the data, as far as it is known.
-        convergence: after how many rounds each run was first evaluated above the mean of the data, or infinity.
+        convergence: after how many updates each run was first evaluated above the mean of the data, or infinity.
         exposed: share of the episodes in which a `risk…` metric of the task was not zero.
         saturation: that of the most saturated run, or None.
     """
@@ -171,8 +171,8 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
     Raises:
         UserError: two folders hold the same run.
     """
-    # Runs that trained for another number of rounds are another method, whatever their config says.
-    groups = grouped(runs, lambda run: (run.task, run.dataset, run.algorithm, run.config_hash, run.rounds))
+    # Runs that trained for another number of updates are another method, whatever their config says.
+    groups = grouped(runs, lambda run: (run.task, run.dataset, run.algorithm, run.config_hash, run.updates))
     cells = grouped(groups.values(), lambda group: (group[0].task, group[0].dataset, group[0].algorithm))
     # Scores and returns in one cell could not be compared.
     unknown = {(run.task, run.dataset) for run in runs if run.reference is None}
@@ -181,7 +181,7 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
         normalised = (cell[0][0].task, cell[0][0].dataset) not in unknown
         forms = _forms([group[0] for group in cell])
         settings = [
-            {"rounds": group[0].rounds, "size": group[0].data.get("size"), **form, **group[0].config}
+            {"updates": group[0].updates, "size": group[0].data.get("size"), **form, **group[0].config}
             for group, form in zip(cell, forms, strict=True)
         ]
         if any(one == other for one, other in itertools.combinations(settings, 2)):
@@ -201,7 +201,8 @@ def _forms(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     given = dict.fromkeys(option for run in runs for option in run.options)
     usual: dict[str, Any] = {}
     if given:
-        with contextlib.suppress(UnknownTask):  # one of the user's own, which is not there today
+        with contextlib.suppress(UnknownTask, UserError):  # one of the user's own, which is not there today
+            require_trusted_task(runs[0].task, allow_import=False)
             usual = registry.defaults(runs[0].task)
     return [{option: run.options.get(option, usual.get(option)) for option in given} for run in runs]
 
@@ -218,18 +219,18 @@ def load_run(folder: Path) -> FinishedRun:
     Raises:
         UserError: if the folder is damaged.
     """
+    config = read_run_config(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         arrays = read_arrays(folder / "evaluations.npz")
         return FinishedRun(
             folder=folder,
-            algorithm=config.get("variant") or config["algorithm"],
-            base=config["algorithm"],
-            **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "rounds")},
+            algorithm=config["algorithm"],
+            base=config["base"],
+            **{name: config[name] for name in ("task", "dataset", "seed", "data_seed", "updates")},
             **{name: config[name] for name in ("options", "config", "config_hash", "data")},
             reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
-            evaluations=arrays["rounds"],
+            evaluations=arrays["updates"],
             returns=arrays["returns"] if arrays["returns"].size else np.zeros((0, 1)),
             final_returns=arrays["final_returns"],
             final_metrics={
@@ -252,7 +253,7 @@ def _last_metrics(path: Path) -> dict[str, Any]:
 
 def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str | None:
     if record["status"] == "diverged":
-        return f"diverged at round {record['diverged_at']}: {record.get('reason') or 'no reason given'}"
+        return f"diverged at update {record['diverged_at']}: {record.get('reason') or 'no reason given'}"
     if arrays["final_returns"].size == 0:
         return "the last policy was not evaluated"
     if not all(np.isfinite(arrays[name]).all() for name in ("returns", "final_returns")):
@@ -295,7 +296,7 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
         comparable=comparable,
         metrics={name: _mean([run.final_metrics[name].mean() for run in runs]) for name in metrics},
         data_metrics=_data_metrics(group, [*first.final_metrics, "length"]),
-        convergence=np.array([_rounds_to_data(run) for run in runs]),
+        convergence=np.array([_updates_to_data(run) for run in runs]),
         exposed={
             name: _mean([(run.final_metrics[name] != 0).mean() for run in runs])
             for name in metrics
@@ -305,19 +306,18 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
     )
 
 
-def _rounds_to_data(run: FinishedRun) -> float:
+def _updates_to_data(run: FinishedRun) -> float:
     mean = run.data.get("mean_return")
     above = [] if mean is None else run.evaluations[run.returns.mean(axis=1) > mean]
     return float(min(above, default=np.inf))
 
 
 def _as_published(run: FinishedRun) -> bool:
-    differs = published.VARIANTS.get(run.algorithm.removeprefix(run.base))
-    if differs is None or published.lookup(run.task, run.dataset, run.algorithm) is None:
+    if published.lookup(run.task, run.dataset, run.algorithm) is None:
         return False
-    preset = presets.preset(run.base, run.task, run.dataset)
-    config = dataclasses.asdict(algorithms.find(run.base).config()) | preset.overrides | differs
-    same = json.loads(json.dumps(config)) == run.config and preset.rounds == run.rounds
+    preset = presets.preset(run.algorithm, run.task, run.dataset)
+    config = dataclasses.asdict(algorithms.find(run.algorithm).defaults) | preset.overrides
+    same = json.loads(json.dumps(config)) == run.config and preset.updates == run.updates
     return same and run.data.get("size") == default_size(run.task, run.dataset)
 
 

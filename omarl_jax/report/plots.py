@@ -87,7 +87,7 @@ def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str
             axes.fill_between(curve.rounds, low, high, color=_colour(methods, method), alpha=0.15, linewidth=0)
         for value, of in panel.levels.values():
             axes.axhline(value, color=_GREY if of is None else _colour(methods, of), linewidth=0.8, linestyle=":")
-    figure.supxlabel("rounds", size="medium")
+    figure.supxlabel("updates", size="medium")
     figure.supylabel(ylabel, size="medium")
     if own_legends:
         for axes, panel in zip(grid, panels, strict=False):

@@ -7,15 +7,7 @@ to imitate.
 import functools
 import tomllib
 from importlib import resources
-from typing import Any, NamedTuple
-
-# What the names of published variants stand for, beside the hyperparameters of the method that they begin with.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "": {},
-    "_central": {"centralised": True},
-    "_cem": {"search": "cem"},
-    "_random_shooting": {"search": "random_shooting"},
-}
+from typing import NamedTuple
 
 
 class Published(NamedTuple):
@@ -38,8 +30,8 @@ def lookup(task: str, dataset: str, algorithm: str) -> Published | None:
     Args:
         task: for example `particle/spread`.
         dataset: `random`, `medium-replay`, `medium` or `expert`.
-        algorithm: `icq`, `td3_bc`, `cql` or `omar`; on `particle/spread` also these with `_central` (centralised
-            critics), `omar_random_shooting`, `omar_cem`, `itd3` and `matd3`; or `data` for the mean of the data.
+        algorithm: a method or a variant, `icq`, `td3_bc`, `cql` or `omar`; on `particle/spread` also their variants
+            `…_central`, `omar_random_shooting`, `omar_cem`, `itd3` and `matd3`; or `data` for the mean of the data.
     """
     return _tables().get((task, dataset, algorithm))
 

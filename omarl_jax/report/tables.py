@@ -16,7 +16,7 @@ from omarl_jax.results import CVAR_LEVEL, MOST_SATURATED, FinishedRun, Row, expo
 _BASELINES = ("bc", "cql", "ciql", "ccql")
 
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
-_OTHERWISE = "¶ other hyperparameters, rounds or amount of data than the paper's number stands for."
+_OTHERWISE = "¶ other hyperparameters, updates or amount of data than the paper's number stands for."
 _SATURATED = (
     f"§ no result: more than {100 * MOST_SATURATED:g} % of a policy's actions are at their bounds (saturation)."
 )
@@ -142,7 +142,7 @@ def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
 
 def _origin(run: FinishedRun) -> dict[str, Any]:
     """What a run is, and what its numbers may depend on."""
-    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "rounds")
+    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "updates")
     record = {name: run.record.get(name) for name in ("date", "device", "code")}
     return {name: getattr(run, name) for name in names} | {"data_hash": run.data.get("hash")} | record
 
@@ -161,7 +161,7 @@ def details(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
     if any(row.metrics.keys() - {"length"} for row in rows):
         found["Task metrics of the last policies, means over steps, episodes and seeds"] = _metrics(rows)
     if any(np.isfinite(row.convergence).any() for row in rows):
-        found["How soon: rounds until an evaluation is above the mean of the data"] = _convergence(rows)
+        found["How soon: updates until an evaluation is above the mean of the data"] = _convergence(rows)
     return found | {"Lower tails: CVaR of the last policies at several levels": _tails(rows)}
 
 
@@ -190,14 +190,14 @@ def _metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def _convergence(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """After how many rounds runs were first evaluated above the mean of their data."""
+    """After how many updates runs were first evaluated above the mean of their data."""
     lines = []
     for row in rows:
         reached = row.convergence[np.isfinite(row.convergence)]
         told = f"{reached.mean():.0f}" if len(reached) else _NOTHING
         seeds = f"{len(reached)} of {len(row.convergence)}"
         lines.append(
-            {"dataset": row.dataset, "method": row.method, "rounds, mean of those that do": told, "seeds": seeds}
+            {"dataset": row.dataset, "method": row.method, "updates, mean of those that do": told, "seeds": seeds}
         )
     return lines
 
