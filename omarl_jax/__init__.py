@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omarl_jax.algorithms import find as find_algorithm
     from omarl_jax.data.dataset import Dataset as Dataset
-    from omarl_jax.data.recipes import load_dataset as load_dataset
-    from omarl_jax.data.recipes import make_env as make_env
     from omarl_jax.data.storage import load as open_dataset
     from omarl_jax.data.storage import save as save_dataset
     from omarl_jax.data.validation import from_episodes as from_episodes
+    from omarl_jax.datasets.catalogue import load_dataset as load_dataset
     from omarl_jax.errors import UserError as UserError
     from omarl_jax.export import load_policy as load_policy
     from omarl_jax.presets import preset as preset
+    from omarl_jax.tasks import make_env as make_env
     from omarl_jax.training import Result as Result
     from omarl_jax.training import make_algorithm as make_algorithm
     from omarl_jax.training import train as train
@@ -33,10 +33,10 @@ _PLACES = {
     "UserError": ("errors", "UserError"),
     "find_algorithm": ("algorithms", "find"),
     "from_episodes": ("data.validation", "from_episodes"),
-    "load_dataset": ("data.recipes", "load_dataset"),
+    "load_dataset": ("datasets.catalogue", "load_dataset"),
     "load_policy": ("export", "load_policy"),
     "make_algorithm": ("training", "make_algorithm"),
-    "make_env": ("data.recipes", "make_env"),
+    "make_env": ("tasks", "make_env"),
     "open_dataset": ("data.storage", "load"),
     "preset": ("presets", "preset"),
     "save_dataset": ("data.storage", "save"),

@@ -9,9 +9,10 @@ from typing import Any
 
 from omarl_jax import algorithms, presets
 from omarl_jax.data import storage
-from omarl_jax.data.recipes import QUALITIES, digest, make_env
+from omarl_jax.datasets.catalogue import QUALITIES, digest
 from omarl_jax.errors import UserError, check_positive, check_seeds, unknown
 from omarl_jax.runs import Run
+from omarl_jax.tasks import make_env
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,33 +1,40 @@
-"""Episodes played on the device: the one loop behind evaluation, data collection and rendering."""
+"""Episodes on the device: the one loop behind evaluation, data collection and pictures.
 
-from collections.abc import Iterable, Iterator
+Evaluation keeps only sums, so its memory does not grow with the length of an episode. Collection stores trajectories,
+and plays them in groups of episodes whose steps fit into `BYTES_AT_ONCE`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from omarl_envs.base import MultiAgentEnv
+from omarl_envs.base import MultiAgentEnv, Observation
 
-from omarl_jax.data.dataset import Rows, joined
+from omarl_jax.data.dataset import EpisodeStore, concatenate
 from omarl_jax.types import Act, TaskSpec
 
-_EPISODES_AT_ONCE = 4_000  # enough to fill a device; more only costs memory
+BYTES_AT_ONCE = 2**28
+"""Device memory for what one group of episodes keeps: 256 MiB hold 30,000 episodes of 25 steps in particle/spread,
+which fill any device, and a few hundred of 1,000 steps. The activations of the policies come on top."""
 
 
-class Steps(NamedTuple):
+class Trajectory(NamedTuple):
     """One episode, or many with a leading (E,). T is the episode length of the task.
 
     Attributes:
-        obs: (T + 1, N, O); the row after the last valid step is the true last observation.
+        obs: (T + 1, N, O); the entry after the last valid step is the true last observation.
         state: (T + 1, S).
         action_mask: (T + 1, N, A), or None.
         actions: (T, N, A) or (T, N).
         rewards: (T, N).
         terminal: (T, N) bool.
         valid: (T,) bool, False after the end of an episode.
-        metrics: the task's quantities, (T,) each, zero where not valid.
-        env_state: the states of the environment, every leaf (T + 1, …).
+        totals: () float32 each: the sum of each quantity of the task over the valid steps, and `length`, their number.
+        env_state: the states of the environment, every leaf (T + 1, …), or None where nobody asked for them.
     """
 
     obs: chex.Array
@@ -37,37 +44,97 @@ class Steps(NamedTuple):
     rewards: chex.Array
     terminal: chex.Array
     valid: chex.Array
-    metrics: dict[str, chex.Array]
-    env_state: Any
+    totals: dict[str, chex.Array]
+    env_state: Any = None
 
 
-def play(env: MultiAgentEnv, act: Act, carry: Any, policy: Any, key: chex.PRNGKey, explore: bool = False) -> Steps:
+class _Step(NamedTuple):
+    """What one step leaves behind: before it, (observation, env_state or None); and what came of it."""
+
+    before: tuple[Observation, Any]
+    actions: chex.Array
+    rewards: chex.Array
+    terminal: chex.Array
+    valid: chex.Array
+
+
+def rollout(
+    env: MultiAgentEnv,
+    act: Act,
+    carry: Any,
+    policy: Any,
+    key: chex.PRNGKey,
+    explore: bool = False,
+    env_states: bool = False,
+) -> Trajectory:
     """Plays one episode, for `episode_length` steps; those after an early end are marked as not valid.
 
-    What the caller does not use of the result is never computed, so evaluation costs no memory.
+    Args:
+        env: the task.
+        act: the policy as a function, an `Algorithm.act` or `uniform_act`.
+        carry: its first carry.
+        policy: its parameters.
+        key: randomness.
+        explore: whether the policy explores.
+        env_states: whether to keep the states of the environment.
     """
-    reset_key, key = jax.random.split(key)
-    env_state, timestep = env.reset(reset_key)
+    totals, steps, last = _episode(
+        env, act, carry, policy, key, explore, lambda step: step if env_states else _without_env_state(step)
+    )
+    last = last if env_states else (last[0], None)
+    views, states = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), steps.before, last)
+    return Trajectory(
+        obs=views.agents_view,
+        state=views.state,
+        action_mask=views.action_mask,
+        actions=steps.actions,
+        rewards=steps.rewards,
+        terminal=steps.terminal,
+        valid=steps.valid,
+        totals=totals,
+        env_state=states,
+    )
 
-    def step(loop: tuple, key: chex.PRNGKey) -> tuple[tuple, tuple]:
-        env_state, view, carry, valid = loop
-        actions, carry = act(policy, view.agents_view, view.action_mask, carry, key, explore)
-        next_env_state, timestep = env.step(env_state, actions)
-        metrics = {name: jnp.where(valid, value, 0.0) for name, value in timestep.extras["metrics"].items()}
-        out = (view, env_state, actions, timestep.reward, timestep.discount == 0.0, valid, metrics)
-        return (next_env_state, timestep.observation, carry, valid & ~timestep.last()), out
 
-    start = (env_state, timestep.observation, carry, jnp.bool_(True))
-    keys = jax.random.split(key, env.task_spec.episode_length)
-    (env_state, last, _, _), (views, env_states, actions, rewards, terminal, valid, metrics) = jax.lax.scan(
-        step, start, keys
-    )
-    views, env_states = jax.tree.map(
-        lambda many, one: jnp.concatenate([many, one[None]]), (views, env_states), (last, env_state)
-    )
-    return Steps(
-        views.agents_view, views.state, views.action_mask, actions, rewards, terminal, valid, metrics, env_states
-    )
+def evaluate(
+    env: MultiAgentEnv,
+    act: Act,
+    carry: Any,
+    policy: Any,
+    key: chex.PRNGKey,
+    episodes: int,
+    explore: bool = False,
+) -> dict[str, chex.Array]:
+    """Plays episodes with one policy, in groups that fit into `BYTES_AT_ONCE`; to be used under `jit` and `vmap`.
+
+    Args:
+        env: the task.
+        act: the policy as a function, an `Algorithm.act` or `uniform_act`.
+        carry: its first carry.
+        policy: its parameters.
+        key: randomness; episode e is the same whatever the size of the groups.
+        episodes: E.
+        explore: whether the policy explores.
+
+    Returns:
+        for each of the task's quantities its sum over each episode, (E,); `return` is always among them, in units of
+        the task. And `length`, the steps of each episode.
+    """
+
+    def one(key: chex.PRNGKey) -> dict[str, chex.Array]:
+        return _episode(env, act, carry, policy, key, explore, lambda step: None)[0]
+
+    # While an episode goes on there are its state, its observation and their successors.
+    now = jax.eval_shape(env.reset, key)
+    keys = jax.random.split(key, episodes)
+    size = _group_size(episodes, 2 * _bytes((now, carry)))
+    starts = jnp.arange(0, episodes, size)
+
+    def group(start: chex.Array) -> dict[str, chex.Array]:
+        return jax.vmap(one)(keys[(start + jnp.arange(size)) % episodes])
+
+    totals = jax.lax.map(group, starts)
+    return {name: values.reshape(-1)[:episodes] for name, values in totals.items()}
 
 
 def uniform_act(spec: TaskSpec) -> Act:
@@ -81,7 +148,7 @@ def uniform_act(spec: TaskSpec) -> Act:
     return act
 
 
-def collect_rows(
+def collect(
     env: MultiAgentEnv,
     act: Act,
     carry: Any,
@@ -89,8 +156,8 @@ def collect_rows(
     keys: Iterable[chex.PRNGKey],
     episodes: int,
     explore: bool = True,
-) -> Iterator[tuple[Rows, dict[str, np.ndarray]]]:
-    """Plays episodes, as often as there are keys, and lays them out as the rows of datasets, on the host.
+) -> Iterator[tuple[EpisodeStore, dict[str, np.ndarray]]]:
+    """Plays episodes, a dataset for each key, in groups that fit into `BYTES_AT_ONCE`, and brings them to the host.
 
     Args:
         env: the task.
@@ -99,60 +166,111 @@ def collect_rows(
         policies: the policy of each episode: every leaf begins with (P,) and episode e is played by policy
             e P // episodes, so that equal shares follow each other. None for a policy without parameters.
         keys: randomness of each dataset.
-        episodes: how many of each.
+        episodes: E, how many of each.
         explore: whether the behaviour explores.
 
     Yields:
-        for each key the rows; and for each of the task's quantities its sum over each episode, (E,).
+        for each key the rows; and for each of the task's quantities, and `length`, its sum over each episode, (E,).
     """
     spec = env.task_spec
-
-    def one(policy: Any, key: chex.PRNGKey) -> Steps:
-        return play(env, act, carry, policy, key, explore)
-
-    @jax.jit
-    def many(policies: Any, keys: chex.PRNGKey) -> Steps:
-        steps = jax.vmap(one, (None if policies is None else 0, 0))(policies, keys)
-        stored_state = None if spec.state_is_obs else steps.state
-        totals = {name: values.sum(axis=1) for name, values in steps.metrics.items()}
-        return steps._replace(state=stored_state, metrics=totals, env_state=None)
-
     n_policies = 0 if policies is None else jax.tree.leaves(policies)[0].shape[0]
-    at_once = min(episodes, _EPISODES_AT_ONCE)
+    mapped = 0 if n_policies > 1 else None  # a single policy is not copied for each episode
+    if n_policies == 1:
+        policies = jax.tree.map(lambda x: x[0], policies)
 
-    def part(keys: chex.PRNGKey, start: int) -> tuple[Rows, dict[str, np.ndarray]]:
-        numbers = np.arange(start, start + at_once) % episodes  # the last part wraps: one compilation
-        chosen = None if policies is None else jax.tree.map(lambda x: x[numbers * n_policies // episodes], policies)
-        steps = jax.tree.map(lambda x: np.asarray(x)[: episodes - start], many(chosen, keys[numbers]))
-        return _rows(steps), steps.metrics
+    def one(policy: Any, key: chex.PRNGKey) -> Trajectory:
+        trajectory = rollout(env, act, carry, policy, key, explore)
+        return trajectory._replace(state=None) if spec.state_is_obs else trajectory
+
+    many = jax.jit(jax.vmap(one, (mapped, 0)))
+    first = policies if mapped is None else jax.tree.map(lambda x: x[0], policies)
+    copied = () if mapped is None else first
+    size = _group_size(episodes, _bytes((jax.eval_shape(one, first, jax.random.key(0)), copied)))
+
+    def group(keys: chex.PRNGKey, start: int) -> tuple[EpisodeStore, dict[str, np.ndarray]]:
+        numbers = np.arange(start, start + size) % episodes  # the last group wraps: one compilation
+        chosen = policies if mapped is None else jax.tree.map(lambda x: x[numbers * n_policies // episodes], policies)
+        played = jax.tree.map(lambda x: np.asarray(x)[: episodes - start], many(chosen, keys[numbers]))
+        return _episode_store(played), played.totals
 
     for key in keys:
         of_episodes = jax.random.split(key, episodes)
-        parts = [part(of_episodes, start) for start in range(0, episodes, at_once)]
-        yield jax.tree.map(lambda *xs: joined(xs), *parts)
+        groups = [group(of_episodes, start) for start in range(0, episodes, size)]
+        yield jax.tree.map(lambda *xs: concatenate(xs), *groups)
 
 
-def _rows(steps: Steps) -> Rows:
-    """(E, T, …) steps -> rows, each episode with its closing row, steps after an early end left out."""
-    n_episodes, length = steps.valid.shape
-    taken = np.concatenate([steps.valid, np.zeros((n_episodes, 1), bool)], axis=1)
-    taken[np.arange(n_episodes), steps.valid.sum(axis=1)] = True  # the closing row
-    transition = np.concatenate([steps.valid, np.zeros((n_episodes, 1), bool)], axis=1)
+def _episode(
+    env: MultiAgentEnv,
+    act: Act,
+    carry: Any,
+    policy: Any,
+    key: chex.PRNGKey,
+    explore: bool,
+    keep: Callable[[_Step], Any],
+) -> tuple[dict[str, chex.Array], Any, tuple[Observation, Any]]:
+    """One episode.
 
-    def padded(x: np.ndarray) -> np.ndarray:  # (E, T, …) -> (M, …), closing rows zero
+    Returns:
+        the totals (see `Trajectory`), what `keep` takes of each step, every leaf (T, …), and the last observation and
+        state of the environment.
+    """
+    reset_key, key = jax.random.split(key)
+    env_state, timestep = env.reset(reset_key)
+
+    def step(loop: tuple, t: chex.Array) -> tuple[tuple, Any]:
+        env_state, view, carry, valid, totals = loop
+        # Not `split`: that would store a key for each step of each episode.
+        act_key = jax.random.fold_in(key, t)
+        actions, carry = act(policy, view.agents_view, view.action_mask, carry, act_key, explore)
+        next_env_state, timestep = env.step(env_state, actions)
+        quantities = timestep.extras["metrics"] | {"length": jnp.float32(1.0)}
+        totals = {name: total + jnp.where(valid, quantities[name], 0.0) for name, total in totals.items()}
+        kept = keep(_Step((view, env_state), actions, timestep.reward, timestep.discount == 0.0, valid))
+        return (next_env_state, timestep.observation, carry, valid & ~timestep.last(), totals), kept
+
+    totals = dict.fromkeys((*timestep.extras["metrics"], "length"), jnp.float32(0.0))
+    start = (env_state, timestep.observation, carry, jnp.bool_(True), totals)
+    end, kept = jax.lax.scan(step, start, jnp.arange(env.task_spec.episode_length))
+    env_state, view, _, _, totals = end
+    return totals, kept, (view, env_state)
+
+
+def _without_env_state(step: _Step) -> _Step:
+    return step._replace(before=(step.before[0], None))
+
+
+def _bytes(tree: Any) -> int:
+    """The memory of the arrays of a tree, or of arrays of these shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _group_size(episodes: int, bytes_each: int) -> int:
+    """Episodes of each group: groups are of about equal size, and none takes more than `BYTES_AT_ONCE`."""
+    most = max(1, BYTES_AT_ONCE // max(bytes_each, 1))
+    return -(-episodes // -(-episodes // most))
+
+
+def _episode_store(played: Trajectory) -> EpisodeStore:
+    """(E, T, …) trajectories -> rows, each episode with its final-observation row, without steps after an early end."""
+    n_episodes, length = played.valid.shape
+    transition = np.concatenate([played.valid, np.zeros((n_episodes, 1), bool)], axis=1)  # (E, T + 1)
+    stored = transition.copy()
+    stored[np.arange(n_episodes), played.valid.sum(axis=1)] = True  # the final observation
+
+    def padded(x: np.ndarray) -> np.ndarray:  # (E, T, …) -> (M, …), zero in final-observation rows
         x = np.concatenate([x, np.zeros_like(x[:, :1])], axis=1)
         x[~transition] = 0
-        return x[taken]
+        return x[stored]
 
     last = np.zeros((n_episodes, length), bool)
-    last[np.arange(n_episodes), steps.valid.sum(axis=1) - 1] = True
-    return Rows(
-        obs=steps.obs[taken],
-        actions=padded(steps.actions),
-        rewards=padded(steps.rewards),
-        terminal=padded(steps.terminal),
-        truncated=padded(last & ~steps.terminal.all(axis=-1)),
-        closing=~transition[taken],
-        state=None if steps.state is None else steps.state[taken],
-        action_mask=None if steps.action_mask is None else steps.action_mask[taken],
+    last[np.arange(n_episodes), played.valid.sum(axis=1) - 1] = True
+    return EpisodeStore(
+        obs=played.obs[stored],
+        actions=padded(played.actions),
+        rewards=padded(played.rewards),
+        terminal=padded(played.terminal),
+        truncated=padded(last & ~played.terminal.all(axis=-1)),
+        is_final=~transition[stored],
+        state=None if played.state is None else played.state[stored],
+        action_mask=None if played.action_mask is None else played.action_mask[stored],
     )

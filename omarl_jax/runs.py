@@ -25,11 +25,13 @@ import numpy as np
 import omarl_envs
 
 import omarl_jax
-from omarl_jax import algorithms
+from omarl_jax import algorithms, presets
 from omarl_jax.data.dataset import Dataset
+from omarl_jax.datasets.catalogue import default_size
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
 from omarl_jax.files import RUN_FORMAT, read_arrays, replacing
+from omarl_jax.report import published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Run:
         config: the method's hyperparameters.
         options: constructor arguments of the task.
         size: transitions of the data, None for the recipe's own number.
-        data_digest: what the data are made from (see `recipes.digest`).
+        data_digest: what the data are made from (see `datasets.catalogue.digest`).
         preset: where the published hyperparameters stand that it was started with; empty without any.
     """
 
@@ -148,6 +150,10 @@ class RunFolder:
                 "config": dataclasses.asdict(run.config),
                 "config_hash": run.config_hash,
                 "preset": run.preset,
+                # What a report needs to know of methods and tasks, which it does not import.
+                "as_published": _as_published(run),
+                "default_size": default_size(run.task, run.dataset),
+                "task_defaults": omarl_envs.defaults(run.task),
                 "data": {k: dataset.metadata.get(k) for k in known} | {"size": dataset.size, "hash": data_hash},
                 "reference": None
                 if None in reference
@@ -197,6 +203,15 @@ class RunFolder:
     def _write_json(self, name: str, value: Any) -> None:
         with replacing(self.path / name) as partial:
             partial.write(json.dumps(value, indent=2, default=str, allow_nan=False).encode())
+
+
+def _as_published(run: Run) -> bool:
+    """Whether hyperparameters and updates are those of the published score, if there is one."""
+    if published.lookup(run.task, run.dataset, run.algorithm) is None:
+        return False
+    preset = presets.preset(run.algorithm, run.task, run.dataset)
+    config = dataclasses.asdict(algorithms.find(run.algorithm).defaults) | preset.overrides
+    return config == dataclasses.asdict(run.config) and preset.updates == run.updates
 
 
 def environment_record() -> dict[str, Any]:

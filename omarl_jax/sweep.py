@@ -23,14 +23,16 @@ from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, loggers
 from omarl_jax.checkpoint import Checkpoints
-from omarl_jax.data import logs, storage
+from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.recipes import QUALITIES, load_datasets, make_env, scores
+from omarl_jax.datasets import replay
+from omarl_jax.datasets.catalogue import QUALITIES, load_datasets
 from omarl_jax.errors import UserError
 from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
 from omarl_jax.placement import Placement
 from omarl_jax.runs import Run, RunFolder, environment_record
+from omarl_jax.tasks import make_env, reference_metadata
 from omarl_jax.training import Chunk, Trainer, fit
 
 
@@ -273,7 +275,7 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache
     Parts of logs are stored in the folder `cache`: to learn them takes minutes, and on other devices others would be
     learned.
     """
-    if run.dataset in logs.PARTS:
+    if run.dataset in replay.SLICES:
         return _cached(env, run, data_seeds, cache)
     if run.dataset in QUALITIES:
         return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
@@ -286,7 +288,7 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache
     # A task that knows more may count it otherwise; and parts of episodes have no return.
     if mean_return is None and env.metric_names == ("return",) and dataset.whole_episodes.all():
         mean_return = float(dataset.episode_returns().mean())
-    known = scores(env, mean_return)
+    known = reference_metadata(env, mean_return)
     if env.reference is None:  # the data may know more
         return [dataclasses.replace(dataset, metadata=known | metadata)] * len(data_seeds)
     comparable = known["comparable"] and metadata.get("comparable", True)

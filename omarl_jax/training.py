@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import algorithms, evaluation, export, presets
+from omarl_jax import algorithms, export, presets, rollout
 from omarl_jax.algorithms import Method
-from omarl_jax.data.dataset import Dataset, DeviceData, Window, gather, sample
-from omarl_jax.data.recipes import make_env
+from omarl_jax.data.dataset import Dataset, DeviceData, IndexRange, concat_datasets, sample
 from omarl_jax.data.validation import validate, validate_task
 from omarl_jax.errors import UserError, check_positive, check_seeds
 from omarl_jax.files import require_trusted_task
 from omarl_jax.placement import Placement, fetch, schedule, write
+from omarl_jax.tasks import make_env
 from omarl_jax.types import Algorithm, Metrics, TaskSpec
 
 
@@ -58,7 +58,7 @@ class RunInputs(NamedTuple):
 
     config: Any
     key: chex.PRNGKey
-    window: Window
+    window: IndexRange
 
 
 class Trainer:
@@ -101,7 +101,7 @@ class Trainer:
             raise UserError("Runs of one program may differ in float hyperparameters only.")
 
         needs = method.make(configs[0], self.spec).needs
-        data, windows = gather(datasets, needs)
+        data, windows = concat_datasets(datasets, needs)
         self._data = self.placement.replicate(data)
         keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
         init_keys, train_keys, self._evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
@@ -223,7 +223,7 @@ class Trainer:
             policy, config, key = run
             algorithm = self.method.make(config, self.spec)
             key = jax.random.fold_in(key, updates)
-            return evaluation.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes)
+            return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes)
 
         return evaluate
 

@@ -102,6 +102,10 @@ class Act(Protocol):
     ) -> tuple[chex.Array, Any]: ...
 
 
+class ReturnQuantiles(Protocol):
+    def __call__(self, policy: Any, obs: chex.Array, /) -> tuple[chex.Array, chex.Array]: ...
+
+
 class Algorithm(NamedTuple):
     """A learning method as pure functions of arrays, made by the factory in its file from a config and a `TaskSpec`.
 
@@ -114,6 +118,9 @@ class Algorithm(NamedTuple):
             empty for policies without memory. With `explore`, actions are as the behaviour policy takes them.
         needs: what the method asks of the data.
         carry: what `act` is given as its first carry.
+        return_quantiles: (policy, obs (N, O)) -> fractions (Q,), values (G, Q) in units of returns: the quantiles of
+            the return of each agent's greedy action (G = N) or of all of them together (G = 1). None for methods that
+            learn no distribution.
     """
 
     init: Init
@@ -121,6 +128,7 @@ class Algorithm(NamedTuple):
     act: Act
     needs: Needs
     carry: Any = ()
+    return_quantiles: ReturnQuantiles | None = None
 
 
 def config(cls: type[_C]) -> type[_C]:

@@ -13,12 +13,12 @@ from omarl_envs import make
 from rich.console import Console
 
 import omarl_jax.sweep
-from omarl_jax import cli, evaluation, grid
+from omarl_jax import cli, grid
 from omarl_jax.cli import learn, terminal
-from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.importers import write_csv
+from omarl_jax.data.importers.macqr_csv import write_csv
 from omarl_jax.export import load_policy
+from omarl_jax.rollout import collect, uniform_act
 from omarl_jax.sweep import Progress as Told
 
 SHORT = ("--episodes", "5", "--final-episodes", "5")  # as many both times, so that it is compiled once
@@ -159,7 +159,7 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     assert gif.read_bytes().startswith(b"GIF")
     saved, env = load_policy(runs[0] / "policy.npz"), make("particle/spread")
     (key,) = jax.random.split(jax.random.key(3), 1)  # one part, of five episodes
-    play = jax.jit(lambda key, n: evaluation.evaluate(env, *saved.functions, saved.params, key, n), static_argnums=1)
+    play = jax.jit(lambda key, n: rollout.evaluate(env, *saved.functions, saved.params, key, n), static_argnums=1)
     returns = np.sort(play(key, 5)["return"])
     tables = {"return": returns, "score": 100 * (returns - 159.8) / (516.8 - 159.8), "length": np.full(5, 25.0)}
     for name, values in tables.items():
@@ -214,7 +214,7 @@ def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys)
 
 def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys, tmp_path):
     env = make("uav/iot")
-    [(rows, sums)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    [(rows, sums)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "log.csv")
     lines = (tmp_path / "log.csv").read_text().splitlines(keepends=True)
     (tmp_path / "part.csv").write_text("".join(lines[:50]))

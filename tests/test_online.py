@@ -10,7 +10,7 @@ from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax import UserError, make_algorithm, online
-from omarl_jax.data import behaviour
+from omarl_jax.datasets import behaviour
 from omarl_jax.placement import Placement
 from omarl_jax.types import Algorithm, Needs, Stats
 

@@ -11,11 +11,9 @@ from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.particle.physics import State
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import collect
-from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.validation import validate
-from omarl_jax.evaluation import evaluate
+from omarl_jax.rollout import collect, evaluate, uniform_act
 
 LIMIT = 4
 
@@ -60,11 +58,11 @@ def dataset(env, rows):
 
 def test_replaying_the_stored_actions_gives_the_stored_observations_and_rewards():
     env = make("particle/spread")
-    [(rows, _)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(3)], episodes=4)
+    [(rows, _)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(3)], episodes=4)
     by_episode = jax.tree.map(lambda x: x.reshape(4, 26, *x.shape[1:]), rows)
 
     # Exactly 25 transitions and the closing row; the time limit is no end.
-    assert (by_episode.closing == (np.arange(26) == 25)).all()
+    assert (by_episode.is_final == (np.arange(26) == 25)).all()
     assert (by_episode.truncated == (np.arange(26) == 24)).all()
     assert not rows.terminal.any()
     assert dataset(env, rows).size == 100
@@ -92,10 +90,10 @@ def test_replaying_the_stored_actions_gives_the_stored_observations_and_rewards(
 
 def test_a_matrix_game_is_one_terminal_step():
     env = make("matrix/xor")
-    [(rows, _)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=400)
+    [(rows, _)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=400)
     made = dataset(env, rows)
     assert made.size == 400
-    np.testing.assert_array_equal(rows.closing, np.tile([False, True], 400))
+    np.testing.assert_array_equal(rows.is_final, np.tile([False, True], 400))
     assert rows.terminal[0::2].all()
     assert not rows.truncated.any()
     moves = rows.actions[0::2]
@@ -107,8 +105,8 @@ def test_a_matrix_game_is_one_terminal_step():
 
 def test_steps_after_an_early_end_leave_no_rows():
     env = Fuses()
-    [(rows, totals)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(1)], episodes=40)
-    episodes = np.split(np.arange(len(rows.closing)), np.flatnonzero(rows.closing)[:-1] + 1)
+    [(rows, totals)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(1)], episodes=40)
+    episodes = np.split(np.arange(len(rows.is_final)), np.flatnonzero(rows.is_final)[:-1] + 1)
     assert len(episodes) == 40
     seen = set()
     for at in episodes:
@@ -147,7 +145,7 @@ def constant_act(policy, obs, mask, carry, key, explore=False):
 
 
 def first_actions(rows):
-    starts = np.append(0, np.flatnonzero(rows.closing)[:-1] + 1)
+    starts = np.append(0, np.flatnonzero(rows.is_final)[:-1] + 1)
     return rows.actions[starts, :, 0]
 
 
@@ -155,23 +153,23 @@ def first_actions(rows):
 def test_policies_play_equal_shares(episodes):
     policies = jnp.array([0.1, 0.2, 0.3])
     env = Fuses()
-    [(rows, _)] = collect_rows(env, constant_act, (), policies, [jax.random.key(0)], episodes)
+    [(rows, _)] = collect(env, constant_act, (), policies, [jax.random.key(0)], episodes)
     actions = first_actions(rows)
     np.testing.assert_allclose(actions[:, 0], np.sort(actions[:, 0]))  # one after the other
     shares = [np.isclose(actions[:, 0], policy).sum() for policy in (0.1, 0.2, 0.3)]
     assert sum(shares) == episodes
     assert max(shares) - min(shares) == episodes % 3
     np.testing.assert_allclose(actions[:, 1], -actions[:, 0])
-    [(greedy, _)] = collect_rows(env, constant_act, (), policies, [jax.random.key(0)], episodes, explore=False)
+    [(greedy, _)] = collect(env, constant_act, (), policies, [jax.random.key(0)], episodes, explore=False)
     np.testing.assert_allclose(first_actions(greedy)[:, 1], actions[:, 0])
 
 
 def test_playing_in_parts_gives_the_same_rows(monkeypatch):
     policies = jnp.array([0.1, 0.2, 0.3])
     env = Fuses()
-    [whole] = collect_rows(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
+    [whole] = collect(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
     monkeypatch.setattr(collect, "_EPISODES_AT_ONCE", 4)  # 4, 4 and 2
-    [parts] = collect_rows(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
+    [parts] = collect(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
@@ -179,7 +177,7 @@ def test_memory_is_carried_and_begins_anew_with_each_episode():
     def act(policy, obs, mask, carry, key, explore=False):
         return jnp.full((2, 1), carry / 10.0), carry + 1
 
-    [(rows, _)] = collect_rows(Fuses(), act, jnp.int32(1), None, [jax.random.key(2)], episodes=10)
-    closing = np.flatnonzero(rows.closing)
+    [(rows, _)] = collect(Fuses(), act, jnp.int32(1), None, [jax.random.key(2)], episodes=10)
+    closing = np.flatnonzero(rows.is_final)
     for start, end in zip(np.append(0, closing[:-1] + 1), closing, strict=True):
         np.testing.assert_allclose(rows.actions[start:end, 0, 0], (1 + np.arange(end - start)) / 10)

@@ -16,11 +16,10 @@ import pytest
 
 import omarl_jax.sweep
 from omarl_jax import UserError, load_dataset, make_env, results
-from omarl_jax.collect import collect_rows, uniform_act
-from omarl_jax.data import recipes
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import save
 from omarl_jax.grid import make_grid, read_grid
+from omarl_jax.rollout import collect, uniform_act
 from omarl_jax.sweep import open_datasets, packs
 from omarl_jax.sweep import sweep as run_sweep
 
@@ -227,7 +226,7 @@ def test_what_a_method_raises_is_kept_and_the_next_pack_goes_on(grid, tmp_path, 
 
 def test_the_mean_of_data_on_disk_is_what_policies_are_judged_by(tmp_path):
     env = make_env("uav/iot")
-    [(rows, totals)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    [(rows, totals)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     run = dataclasses.replace(make_grid(UAV).runs[0], dataset=str(tmp_path / "data"))
     for metadata, mean in (({}, None), ({"mean_return": float(totals["return"].mean())}, totals["return"].mean())):
         save(Dataset(env.task_spec, rows, metadata), tmp_path / "data")
@@ -242,7 +241,7 @@ def test_parts_of_logs_are_kept(tmp_path, monkeypatch):
     def learn(task, part, seeds, size, **options):
         learned.append((part, list(seeds), options))
         keys = [jax.random.key(len(learned) * 10 + seed) for seed in seeds]  # others each time
-        played = collect_rows(env, uniform_act(env.task_spec), (), None, keys, episodes=1)
+        played = collect(env, uniform_act(env.task_spec), (), None, keys, episodes=1)
         return [
             Dataset(env.task_spec, rows, {"mean_return": -1.5, "seed": seed})
             for seed, (rows, _) in zip(seeds, played, strict=True)

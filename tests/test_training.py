@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
+from omarl_jax.layout import Layout
 
-from omarl_jax import UserError, algorithms, evaluation, load_dataset, make_algorithm, make_env, online, train
+from omarl_jax import UserError, algorithms, load_dataset, make_algorithm, make_env, online, train
 from omarl_jax.algorithms import Method
 from omarl_jax.checkpoint import Checkpoints
-from omarl_jax.data.dataset import Dataset, Rows
-from omarl_jax.layout import Layout
+from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.training import Trainer, chunk_ends
 from omarl_jax.types import Algorithm, Needs, Stats, config
 
@@ -76,7 +76,7 @@ def test_each_run_learns_from_its_own_data_and_statistics_whatever_the_size_of_t
         for _ in range(2):
             alone.advance(3)
         assert_equal(leaves(alone, 0), leaves(together, run), 1e-6)
-        seen = data.rows.obs[~data.rows.closing]
+        seen = data.rows.obs[~data.rows.is_final]
         np.testing.assert_allclose(together.policy(run).norm.mean, seen.mean(axis=0), atol=1e-4)
     first, second = (jax.tree.leaves(together.policy(run).params) for run in range(2))
     assert max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
@@ -152,7 +152,7 @@ def test_playing_and_learning_online_export_for_every_accelerator(task, method):
     def play(raw):
         key = jax.random.wrap_key_data(raw)
         policy = algorithm.init(key, stats).policy
-        return evaluation.evaluate(env, algorithm.act, algorithm.carry, policy, key, 3, explore=True)
+        return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, 3, explore=True)
 
     def learn(raw):
         key = jax.random.wrap_key_data(raw)
@@ -281,7 +281,7 @@ def noter(trained, spec):
 def noting(layout, seeds):
     closing, none = np.tile([False, True], 500), np.zeros((1000, 1), np.float32)
     number = np.arange(1000, dtype=np.float32)[:, None, None]
-    rows = Rows(number, none[:, None], none, none.astype(bool), ~closing, closing)
+    rows = EpisodeStore(number, none[:, None], none, none.astype(bool), ~closing, closing)
     configs = [Rate(lr) for lr in (0.25, 0.5, 1.0)]
     env, method = Payer(), Method("noter", noter, Rate, lambda config, spec: None)
     return Trainer(method, configs, seeds, [Dataset(env.task_spec, rows, {})], [0] * 3, env, layout)
@@ -351,7 +351,7 @@ assert (trainers[1].runs.round == 11).all()
 program, arguments = trainers[1].chunk(2)
 text = jax.jit(program).lower(*arguments).compile().as_text()
 assert "conditional(" in text, "runs that have diverged learn for nothing"
-assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+assert not any(word in text for word in ("all-concat_datasets", "all-reduce", "all-to-all", "collective-permute"))
 print("equal")
 """
     two = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}

@@ -36,7 +36,6 @@ Different without an option: there the networks of all agents start alike, here 
 a shuffle of the data, whose last batch is short, here every batch is drawn with replacement.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -162,12 +161,6 @@ def fractions(config: Config) -> chex.Array:
     return config.risk * (2 * jnp.arange(atoms) + 1) / (2 * atoms)
 
 
-def action_atoms(config: Config, spec: TaskSpec) -> Callable[[GreedyPolicy, chex.Array], chex.Array]:
-    """What a policy knows of its actions: (policy, obs (N, O)) -> atoms (N, Q, A), of returns times `reward_scale`."""
-    network = _network(config, spec)
-    return lambda policy, obs: jax.vmap(network.apply)(policy.params, obs, policy.norm)
-
-
 def _network(config: Config, spec: TaskSpec) -> networks.Network:
     return networks.action_values(spec, config.hidden, config.input_norm, max(config.quantiles, 1))
 
@@ -272,4 +265,11 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
             actions = jnp.where(jax.random.bernoulli(which_key, policies.epsilon, actions.shape), random, actions)
         return actions.astype(jnp.int32), carry
 
-    return Algorithm(init, update, act, Needs(config.batch_size))
+    def return_quantiles(policy: GreedyPolicy, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+        atoms = jax.vmap(network.apply)(policy.params, obs, policy.norm)  # (N, Q, A)
+        chosen = of_actions(atoms, act(policy, obs, None, (), jax.random.key(0))[0])  # (N, Q)
+        # Where values were decomposed, those of single agents mean nothing.
+        return fractions(config), chosen.reshape(groups, -1, chosen.shape[-1]).sum(axis=1) / config.reward_scale
+
+    hook = return_quantiles if config.quantiles else None
+    return Algorithm(init, update, act, Needs(config.batch_size), return_quantiles=hook)

@@ -40,10 +40,10 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> in
         out: folder for everything it makes.
         seeds: runs of each method.
     """
-    from omarl_jax.data.recipes import make_env
     from omarl_jax.export import load_policy
     from omarl_jax.grid import make_grid
-    from omarl_jax.pictures import write_gif
+    from omarl_jax.report.episodes import write_gif
+    from omarl_jax.tasks import make_env
 
     block = {
         "tasks": ["particle/spread"],
@@ -73,8 +73,9 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
         the exit code: 0 if no run failed and one has a result.
     """
     from omarl_jax import report as reports
-    from omarl_jax import results
     from omarl_jax import sweep as sweeps
+    from omarl_jax.report.load import load_run
+    from omarl_jax.report.summarise import grouped, summarise
 
     groups = sweeps.run_groups(grid.runs)
     whole = Column(no_wrap=True)  # in a narrow terminal the names of the groups are folded, and no number is cut
@@ -111,16 +112,16 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
 
         failed = sweeps.sweep(grid, out, show, wandb)
     folders = [out / "runs" / run.name for run in grid.runs]
-    finished = [results.load_run(folder) for folder in folders if (folder / "DONE").exists()]
+    finished = [load_run(folder) for folder in folders if (folder / "DONE").exists()]
     if finished:
         missing = {folder: failed.get(folder.name, "") for folder in folders if not (folder / "DONE").exists()}
         paths = reports.write_report(finished, out / "report", missing)
-        reports.print_table(results.table(finished), console)
+        reports.print_table(summarise(finished), console)
         print_paths(paths)
     for run in finished:
         if run.failure is not None:
             complain("no result", f"{run.folder.name}: {run.failure}")
-    for reason, alike in results.grouped(failed.items(), lambda item: item[1]).items():
+    for reason, alike in grouped(failed.items(), lambda item: item[1]).items():
         others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         complain("failed", f"{alike[0][0]}{others}: {reason}")
     return 0 if any(run.failure is None for run in finished) and not failed else 1

@@ -1,6 +1,6 @@
-"""How the behaviour policies were made: online training, with snapshots along the way.
+"""Behaviour policies: online training, with snapshots along the way.
 
-Run again, `train` gives policies of the same quality; the shipped file names its seeds, rounds and returns.
+Training again gives policies of the same quality; the shipped files name their seeds, updates and returns.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import algorithms, evaluation, online
+from omarl_jax import algorithms, online, rollout
 from omarl_jax.errors import UserError, check_seeds
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
@@ -30,7 +30,7 @@ def train(
     algorithm: str,
     overrides: dict[str, Any],
     seeds: Sequence[int],
-    rounds: int,
+    updates: int,
     every: int,
     final_lr: float = 0.1,
     settings: online.OnlineSettings = online.OnlineSettings(),  # noqa: B008  # an immutable tuple
@@ -41,26 +41,26 @@ def train(
         env: the task.
         algorithm: the method's name.
         overrides: hyperparameters that differ from its defaults.
-        seeds: randomness, one for each team.
-        rounds: learning rounds, one for each `settings.n_envs` environment steps.
-        every: rounds between snapshots, a divisor of `rounds`.
+        seeds: one for each training.
+        updates: one for each `settings.n_envs` environment steps.
+        every: updates between snapshots, a divisor of `updates`.
         final_lr: the learning rate falls linearly to this share of itself, which steadies the last policies.
         settings: how experience is gathered.
 
     Returns:
-        snapshots, those of one seed after those of another, the first of each before training: `seed`, `round`,
+        snapshots, those of one seed after those of another, the first of each before training: `seed`, `updates`,
         `policy` (on the host), `returns` of greedy play, and `explored`, those with exploration noise; the latter two
         are means over 1,000 episodes.
 
     Raises:
-        UserError: for an unknown method, hyperparameters, seeds or rounds that make no sense.
+        UserError: for an unknown method, hyperparameters, seeds or updates that make no sense.
     """
     check_seeds(seeds)
     if not seeds:
-        raise UserError("There must be a seed at least.")
+        raise UserError("There must be at least one seed.")
     spec = env.task_spec
-    if every < 1 or rounds < 1 or rounds % every:
-        raise UserError(f"Rounds must be a multiple of those between snapshots, not {rounds} and {every}.")
+    if every < 1 or updates < 1 or updates % every:
+        raise UserError(f"Updates must be a multiple of those between snapshots, not {updates} and {every}.")
     method = algorithms.find(algorithm)
     config = method.configure(spec, overrides)
     learner = method.make(config, spec)
@@ -75,7 +75,7 @@ def train(
         _, _, train_key, _ = jax.random.split(key, 4)
 
         def step(state: online.OnlineState, number: Any) -> tuple[online.OnlineState, Any]:
-            lr = config.lr * (1.0 - (1.0 - final_lr) * number / rounds)
+            lr = config.lr * (1.0 - (1.0 - final_lr) * number / updates)
             now = method.make(dataclasses.replace(config, lr=lr), spec)
             return online.step(now, env, settings, state, number, train_key)
 
@@ -86,27 +86,28 @@ def train(
         _, _, _, key = jax.random.split(key, 4)
 
         def mean(explore: bool) -> Any:
-            played = evaluation.evaluate(env, learner.act, learner.carry, policy, key, _EVALUATION_EPISODES, explore)
+            played = rollout.evaluate(env, learner.act, learner.carry, policy, key, _EVALUATION_EPISODES, explore)
             return played["return"].mean()
 
         return mean(False), mean(True)
 
     placement = Placement.default(len(seeds))
-    begin, judge = jax.jit(placement.map_runs(init)), jax.jit(placement.map_runs(returns))
+    begin, evaluate = jax.jit(placement.map_runs(init)), jax.jit(placement.map_runs(returns))
     advance = jax.jit(placement.map_runs(chunk), donate_argnums=0)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
     snapshots: list[list[dict[str, Any]]] = [[] for _ in seeds]
     for call, _ in schedule(len(seeds), placement.slots, 1):
         key = placement.shard_runs(keys, call)
         state = begin(key, None)
-        for start in range(0, rounds + every, every):
+        for start in range(0, updates + every, every):
             policies = jax.tree.map(np.asarray, state.learner.policy)
-            greedy, explored = map(np.asarray, judge((state.learner.policy, key), None))
+            greedy, explored = map(np.asarray, evaluate((state.learner.policy, key), None))
             for run in set(call):
-                lane = call.index(run)
-                taken = {"seed": seeds[run], "round": start, "policy": jax.tree.map(lambda x, i=lane: x[i], policies)}
-                snapshots[run].append(taken | {"returns": float(greedy[lane]), "explored": float(explored[lane])})
-            if start < rounds:
+                slot = call.index(run)
+                policy = jax.tree.map(lambda x, i=slot: x[i], policies)
+                snapshot = {"seed": seeds[run], "updates": start, "policy": policy}
+                snapshots[run].append(snapshot | {"returns": float(greedy[slot]), "explored": float(explored[slot])})
+            if start < updates:
                 state, key = advance((state, key), jnp.int32(start))
     return list(itertools.chain(*snapshots))
 
@@ -125,7 +126,7 @@ def choose(
 
     Returns:
         `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: eight
-        (fewer where there are not so many), spread evenly over the rounds from the untrained policy to that one, or to
+        (fewer where there are not so many), spread evenly from the untrained policy to that one, or to
         an earlier one where that meets `replay` better (published replay buffers are short). Each is taken from the
         seed that comes nearest. Seeds that have diverged are left out.
 
@@ -172,7 +173,7 @@ def save(
     metadata = {
         "recipe": {quality: [used.index(i) for i in numbers] for quality, numbers in chosen.items()},
         "seeds": [snapshots[i]["seed"] for i in used],
-        "rounds": [snapshots[i]["round"] for i in used],
+        "updates": [snapshots[i]["updates"] for i in used],
         "returns": [round(snapshots[i]["returns"], 2) for i in used],
         "explored_returns": [round(snapshots[i]["explored"], 2) for i in used],
         "reference": None if env.reference is None else env.reference.source,
@@ -192,16 +193,16 @@ def save_prey(path: pathlib.Path, env: MultiAgentEnv, policies: Any) -> None:
     """
     prey = jax.tree.map(lambda x: np.asarray(x[-1]), policies)
     norm, layers = prey.params["_Normalise_0"], [prey.params[f"_Dense_{i}"] for i in range(3)]
-    seen = env.scenario.prey_obs_dim  # type: ignore[attr-defined]
+    size = env.scenario.prey_obs_dim  # type: ignore[attr-defined]
     # A learner's observation is padded with zeros; what they contribute after normalisation is constant.
     padding = norm["bias"] - prey.norm.mean * norm["scale"] / np.sqrt(prey.norm.var + 1e-5)
-    first = layers[0]["bias"] + padding[seen:] @ layers[0]["kernel"][seen:]
+    first = layers[0]["bias"] + padding[size:] @ layers[0]["kernel"][size:]
     arrays = {
-        "bn_scale": norm["scale"][:seen],
-        "bn_bias": norm["bias"][:seen],
-        "bn_mean": prey.norm.mean[:seen],
-        "bn_var": prey.norm.var[:seen],
-        "w1": layers[0]["kernel"][:seen],
+        "bn_scale": norm["scale"][:size],
+        "bn_bias": norm["bias"][:size],
+        "bn_mean": prey.norm.mean[:size],
+        "bn_var": prey.norm.var[:size],
+        "w1": layers[0]["kernel"][:size],
         "b1": first,
         "w2": layers[1]["kernel"],
         "b2": layers[1]["bias"],

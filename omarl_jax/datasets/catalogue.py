@@ -1,16 +1,17 @@
-"""How each dataset is made: rollouts of uniform actions or of the policy snapshots that ship, or a log of learning.
+"""The recipes of datasets: rollouts of uniform actions or of policy snapshots, and replay data of online learning.
 
-Every quality is regenerated in seconds, in memory. Continuous tasks have snapshots, discrete ones logs of teams that
-learn while the dataset is made (see `logs`). Snapshots come from online training (see `behaviour`); of those,
-`medium` and `expert` play with the noise they explored with, and `medium-replay` plays whole episodes with each of a
-series of snapshots spread evenly over training, which stands for the replay buffer of a time: up to the medium one, or
-only as far as their mean comes nearest to the published one (on tag and world to less than half of the way).
-They were made by
+Every dataset is made in memory, from rollouts in seconds. Continuous tasks have snapshots of behaviour policies (see
+`behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`).
+
+`medium` and `expert` are played by one snapshot each, with the noise that it explored with. `medium-replay` is played
+by a series of snapshots, a whole episode each, which approximates a replay buffer. The series ends at the medium
+policy, or earlier if that matches the published mean return better (on tag and world before half of training). The
+snapshots were made by
 
     omarl behaviour particle/spread --medium 31.8 --expert 104 --replay 12.3                         (medium-replay)
-    omarl behaviour particle/spread --medium 31.8 --expert 104 --seeds 0 1 --rounds 20000 --every 50 --set gain=3.0
+    omarl behaviour particle/spread --medium 31.8 --expert 104 --seeds 0 1 --updates 20000 --every 50 --set gain=3.0
     omarl behaviour particle/tag --medium 63.5 --expert 100 --replay 4.2 --algorithm itd3
-    omarl behaviour particle/world --medium 84.2 --expert 100 --replay 9.3 --algorithm itd3 --rounds 15000
+    omarl behaviour particle/world --medium 84.2 --expert 100 --replay 9.3 --algorithm itd3 --updates 15000
 """
 
 import functools
@@ -26,40 +27,42 @@ import numpy as np
 import omarl_envs
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax.collect import collect_rows, uniform_act
-from omarl_jax.data import logs, storage
-from omarl_jax.data.dataset import Dataset, Rows
+from omarl_jax.data import storage
+from omarl_jax.data.dataset import Dataset, EpisodeStore
+from omarl_jax.datasets import replay
 from omarl_jax.errors import UserError, check_seeds, unknown
 from omarl_jax.export import SavedPolicy, load_policy
+from omarl_jax.rollout import collect, uniform_act
+from omarl_jax.tasks import make_env, reference_metadata
 from omarl_jax.types import TaskSpec
 
 _FROM_SNAPSHOTS = ("medium-replay", "medium", "expert")
-QUALITIES = ("random", *_FROM_SNAPSHOTS, *logs.PARTS)
+QUALITIES = ("random", *_FROM_SNAPSHOTS, *replay.SLICES)
 
 _DEFAULT_SIZE = 1_000_000
 _SIZES = {
     ("particle/spread", "medium-replay"): 97_500,  # as published
     ("particle/tag", "medium-replay"): 62_500,
     ("particle/world", "medium-replay"): 80_000,
-    ("uav/iot", "random"): logs.DEFAULT_SIZE,  # to compare with parts of the log
-    ("uav/iot-random", "random"): logs.DEFAULT_SIZE,
+    ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with parts of the log
+    ("uav/iot-random", "random"): replay.DEFAULT_SIZE,
 }
 
 
 def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any) -> Dataset:
-    """Makes an offline dataset on the device; `load_datasets` makes several at once.
+    """Makes an offline dataset; `load_datasets` makes several at once.
 
     Args:
         task: `family/task`.
         quality: one of those of the task: `random`; and if it is continuous `medium-replay`, `medium` and `expert`, if
             it is discrete `early`, `middle`, `late` and `mixed`.
-        seed: of the data; each gives its own rollouts, or its own team that learns.
+        seed: of the data: of the rollouts, or of the agents that learn.
         size: transitions, rounded up to whole episodes of the task's length; by default the published number.
         **options: constructor arguments of the task.
 
     Raises:
-        UserError: if there is no such task or quality, no behaviour policy for this form of the task, or the log is
-            too short.
+        UserError: if there is no such task or quality, no behaviour policy for this form of the task, or the replay
+            data are too short.
     """
     return load_datasets(task, quality, [seed], size, **options)[0]
 
@@ -69,8 +72,15 @@ def load_datasets(
 ) -> list[Dataset]:
     """Makes the datasets of several seeds.
 
-    Rollouts are those of `load_dataset`. Logs of learning are alike only in distribution: rounding depends on how many
-    teams learn side by side, and learning amplifies it.
+    Rollouts equal those of `load_dataset`. Replay data are equal only in distribution: rounding depends on the number
+    of seeds that learn side by side, and learning amplifies it.
+
+    Args:
+        task, quality, size, **options: as of `load_dataset`.
+        seeds: one for each dataset.
+
+    Raises:
+        UserError: as `load_dataset`.
     """
     env = make_env(task, **options)
     check_seeds(seeds)
@@ -80,18 +90,18 @@ def load_datasets(
         size = default_size(task, quality)
     if size < 1:
         raise UserError(f"A dataset needs at least one transition, not {size}.")
-    if quality in logs.PARTS:
-        logs.check(quality, size)
+    if quality in replay.SLICES:
+        replay.check_size(quality, size)
         learned = _logs(task, json.dumps(options, sort_keys=True), tuple(seeds))
-        parts: Iterable[tuple[Rows, dict[str, np.ndarray], str]] = (
-            logs.cut(env, log, quality, size) for log in learned
+        played: Iterable[tuple[EpisodeStore, dict[str, np.ndarray], str]] = (
+            replay.cut(env, log, quality, size) for log in learned
         )
     else:
-        parts = _rollouts(env, quality, seeds, size)
+        played = _rollouts(env, quality, seeds, size)
     made = []
-    for seed, (rows, totals, behaviour) in zip(seeds, parts, strict=True):
+    for seed, (rows, totals, behaviour) in zip(seeds, played, strict=True):
         metrics = {name: float(values.mean()) for name, values in totals.items()}
-        metrics["length"] = float((~rows.closing).sum() / rows.closing.sum())
+        metrics["length"] = float((~rows.is_final).sum() / rows.is_final.sum())
         metadata: dict[str, Any] = {
             "recipe": quality,
             "seed": seed,
@@ -99,60 +109,60 @@ def load_datasets(
             "options": options,
             "metrics": metrics,
         }
-        judged = scores(env, metrics["return"])
-        comparable = judged["comparable"] and (quality not in _FROM_SNAPSHOTS or _at_home(env, quality))
-        made.append(Dataset(env.task_spec, rows, metadata | judged | {"comparable": comparable}))
+        reference = reference_metadata(env, metrics["return"])
+        comparable = reference["comparable"] and (quality not in _FROM_SNAPSHOTS or _at_home(env, quality))
+        made.append(Dataset(env.task_spec, rows, metadata | reference | {"comparable": comparable}))
     return made
 
 
 def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
-    """Names what data are made from beside their recipe, so that runs on other data have another name.
+    """A hash of everything that data are made from beside their recipe, so that runs on other data get another name.
 
-    That is the content of a folder, the snapshots that ship, the reference returns (those of tag and world are of a
-    prey), and files among the options.
+    It covers the content of a dataset's folder, the snapshots that ship, the reference returns (on tag and world they
+    depend on the prey), and files among the options, which are known by their suffix.
     """
     parts = [] if env.reference is None else [repr((env.reference.random, env.reference.expert)).encode()]
     if dataset not in QUALITIES:
         parts.append(storage.described_hash(dataset).encode())
     elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
         parts.append(file.read_bytes())
-    files = (pathlib.Path(value) for value in options.values() if isinstance(value, str))
-    parts += [file.read_bytes() for file in files if file.is_file()]
+    paths = [pathlib.Path(value) for value in options.values() if isinstance(value, str | pathlib.Path)]
+    parts += [path.read_bytes() for path in paths if path.suffix and path.is_file()]  # "unit" is no file, but a name
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _qualities(spec: TaskSpec) -> tuple[str, ...]:
     """The datasets that a task of this kind can have."""
-    return tuple(q for q in QUALITIES if q == "random" or (q in logs.PARTS) == (spec.kind == "discrete"))
+    return tuple(q for q in QUALITIES if q == "random" or (q in replay.SLICES) == (spec.kind == "discrete"))
 
 
-@functools.lru_cache(maxsize=1)  # the packs of a sweep ask for the same ones, again and again
-def _logs(task: str, options: str, seeds: tuple[int, ...]) -> list[logs.Log]:
-    return logs.learn(make_env(task, **json.loads(options)), seeds)
+@functools.lru_cache(maxsize=1)  # the run groups of a sweep ask for the same one again and again
+def _logs(task: str, options: str, seeds: tuple[int, ...]) -> list[replay.Log]:
+    return replay.train_online(make_env(task, **json.loads(options)), seeds)
 
 
 def _rollouts(
     env: MultiAgentEnv, quality: str, seeds: Sequence[int], size: int
-) -> Iterator[tuple[Rows, dict[str, np.ndarray], str]]:
-    """For each seed its rows, the episodes' totals of the task's quantities, and who played."""
+) -> Iterator[tuple[EpisodeStore, dict[str, np.ndarray], str]]:
+    """For each seed its rows, the totals of the task's quantities of each episode, and a name of the behaviour."""
     if quality == "random":
         functions, policies, behaviour = (uniform_act(env.task_spec), ()), None, "uniform actions"
     else:
         snapshots = behaviour_snapshots(env, quality)
         chosen = np.array(snapshots.metadata["recipe"][quality])
         functions, policies = snapshots.functions, jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
-        trained = ", ".join(str(snapshots.metadata["rounds"][i]) for i in chosen)
-        behaviour = f"{snapshots.algorithm} after {trained} rounds, with exploration noise"
+        trained = ", ".join(str(snapshots.metadata["updates"][i]) for i in chosen)
+        behaviour = f"{snapshots.algorithm} after {trained} updates, with exploration noise"
         if not _at_home(env, quality):
             behaviour += ", trained on another form of the task"
     keys = (jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality)) for seed in seeds)
     episodes = -(-size // env.task_spec.episode_length)
-    for rows, totals in collect_rows(env, *functions, policies, keys, episodes):
+    for rows, totals in collect(env, *functions, policies, keys, episodes):
         yield rows, totals, behaviour
 
 
 class Entry(NamedTuple):
-    """One line of the catalogue: `score` is that of the behaviour, None where there is no reference."""
+    """A dataset of the catalogue; `score` is that of the behaviour, None where there is no reference."""
 
     task: str
     quality: str
@@ -161,7 +171,7 @@ class Entry(NamedTuple):
 
 
 def catalogue() -> list[Entry]:
-    """The datasets that can be made for tasks as they come."""
+    """The datasets that can be made for tasks with their default options."""
     entries = []
     for task in omarl_envs.task_names():
         env = make_env(task)
@@ -181,28 +191,7 @@ def catalogue() -> list[Entry]:
 
 def default_size(task: str, quality: str) -> int:
     """Transitions that a dataset has unless another number is asked for: the published one, if there is one."""
-    return _SIZES.get((task, quality), logs.DEFAULT_SIZE if quality in logs.PARTS else _DEFAULT_SIZE)
-
-
-def make_env(task: str, **options: Any) -> MultiAgentEnv:
-    """Makes the environment of a task; what the user got wrong is a `UserError`."""
-    try:
-        return omarl_envs.make(task, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from None
-
-
-def scores(env: MultiAgentEnv, mean_return: float | None) -> dict[str, Any]:
-    """The metadata that says how good the data is, in units of the task and normalised."""
-    reference = env.reference
-    return {
-        "mean_return": mean_return,
-        "mean_score": None if reference is None or mean_return is None else float(reference.normalise(mean_return)),
-        "random": None if reference is None else reference.random,
-        "expert": None if reference is None else reference.expert,
-        "reference_source": None if reference is None else reference.source,
-        "comparable": reference is not None and reference.published,
-    }
+    return _SIZES.get((task, quality), replay.DEFAULT_SIZE if quality in replay.SLICES else _DEFAULT_SIZE)
 
 
 def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
@@ -217,7 +206,7 @@ def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
 
 
 def _at_home(env: MultiAgentEnv, quality: str) -> bool:
-    """Whether the shipped policies learned in this very form of the task: with the prey that has these references."""
+    """Whether the shipped policies learned in this form of the task, with the prey that the references are of."""
     found = _snapshots(env.task_spec.name, quality)
     return found is not None and env.reference is not None and found.metadata["reference"] == env.reference.source
 

@@ -1,16 +1,16 @@
-"""Datasets cut from the log of agents that learned online, as those of MA-CQR are (Eldeeb et al. 2024).
+"""Replay data: slices of the log of agents that learn online, as in MA-CQR (Eldeeb et al. 2024).
 
-One MA-DQN team learns in one environment, from 30,000 steps after 500 of warm-up, and logs every step. Its share of
-random actions falls from 1 to 0.01 during the first 10,000. A dataset is a part of that log, in whole episodes:
+MA-DQN learns in one environment for 30,000 steps, after 500 of warm-up, and every step is logged. The share of random
+actions falls from 1 to 0.01 during the first 10,000. A dataset is a slice of that log, in whole episodes:
 
     middle   from the middle of the run on, as published: greedy by then, and still learning
     early    the first steps, mostly random
     late     the last steps
     mixed    episodes spread evenly over the whole run
 
-What differs from the published code: its agents never took the same random action in warm-up, left out the learning
-round at the end of an episode, and began with targets other than their networks; the end of an episode is a truncation
-here, unless the task says otherwise.
+In the published code agents never take the same random action in warm-up, make no update at the end of an episode, and
+start with targets that differ from their networks. Here the end of an episode is a truncation, unless the task says
+otherwise.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, online
-from omarl_jax.data.dataset import Rows
+from omarl_jax.data.dataset import EpisodeStore
 from omarl_jax.data.validation import from_episodes
 from omarl_jax.errors import UserError
 from omarl_jax.placement import Placement
 from omarl_jax.types import Stats, Transition
 
 STEPS = 30_000
-PARTS = ("early", "middle", "late", "mixed")
+SLICES = ("early", "middle", "late", "mixed")
 DEFAULT_SIZE = 4_800  # 16 % of the steps, the published default
 
 _METHOD = "ciql"
@@ -39,7 +39,7 @@ _SETTINGS = online.OnlineSettings(n_envs=1, capacity=_WARMUP + STEPS, warmup=_WA
 
 
 class Log(NamedTuple):
-    """What one team did while it learned, on the host.
+    """The steps of agents that learned online, on the host.
 
     Attributes:
         steps: (STEPS, …) transitions in the order of time, with the global state.
@@ -54,24 +54,27 @@ class Log(NamedTuple):
     ends: np.ndarray
 
 
-def check(part: str, size: int) -> None:
-    """Raises a `UserError` if that part of a log cannot hold as many transitions, before anybody learns."""
-    most = STEPS // 2 if part == "middle" else STEPS
+def check_size(name: str, size: int) -> None:
+    """Raises a `UserError` if a slice cannot hold so many transitions, before anything is trained."""
+    most = STEPS // 2 if name == "middle" else STEPS
     if size > most:
-        raise _too_short(part, most, size)
+        raise _too_short(name, most, size)
 
 
-def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
-    """Lets one team for each seed learn online, all in one program, spread over the devices.
+def train_online(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
+    """Trains MA-DQN online, all seeds in one program, spread over the devices.
 
     Args:
         env: a discrete task.
-        seeds: randomness of the teams.
+        seeds: one for each log.
+
+    Raises:
+        UserError: if the method cannot learn the task, or diverged.
     """
     spec = env.task_spec
     method = algorithms.find(_METHOD)
     learner = method.make(method.configure(spec, _OVERRIDES), spec)
-    learner = learner._replace(needs=learner.needs._replace(state=True))  # not to learn from: to be logged
+    learner = learner._replace(needs=learner.needs._replace(state=True))  # for the log
     stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
 
     def run(key: Any, _: None) -> tuple[Transition, dict[str, Any], Any]:
@@ -96,7 +99,7 @@ def learn(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
 
 
 def _log(steps: Transition, metrics: dict[str, np.ndarray]) -> Log:
-    """`steps` are those of the warm-up, too."""
+    """A log without the warm-up, which `steps` begin with."""
     ends = np.flatnonzero(steps.truncated | steps.terminal.all(axis=1)) + 1
     begins = np.append(0, ends[:-1])
     logged = begins >= _WARMUP
@@ -104,30 +107,30 @@ def _log(steps: Transition, metrics: dict[str, np.ndarray]) -> Log:
     return Log(steps, metrics, begins[logged] - _WARMUP, ends[logged] - _WARMUP)
 
 
-def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[str, np.ndarray], str]:
-    """Cuts a dataset out of a log.
+def cut(env: MultiAgentEnv, log: Log, name: str, size: int) -> tuple[EpisodeStore, dict[str, np.ndarray], str]:
+    """Takes a slice of a log.
 
     Args:
         env: the task.
-        log: of a team that learned in it.
-        part: one of `PARTS`.
-        size: transitions, rounded up to whole episodes (of `mixed`: so many as they are on average).
+        log: of agents that learned in it.
+        name: one of `SLICES`.
+        size: transitions, rounded up to whole episodes (of `mixed`: of average length).
 
     Returns:
-        the rows; for each of the task's quantities its sum over each episode; and which steps these are, in words.
+        the rows; for each of the task's quantities its sum over each episode; and the steps of the slice, in words.
 
     Raises:
-        UserError: if that part of the log is shorter.
+        UserError: if the slice would have fewer transitions.
     """
-    usable = np.flatnonzero(log.begins >= (STEPS // 2 if part == "middle" else 0))
+    usable = np.flatnonzero(log.begins >= (STEPS // 2 if name == "middle" else 0))
     lengths = (log.ends - log.begins)[usable]
     if size > lengths.sum():
-        raise _too_short(part, int(lengths.sum()), size)
-    if part == "mixed":
+        raise _too_short(name, int(lengths.sum()), size)
+    if name == "mixed":
         count = int(np.ceil(size / lengths.mean()))
         chosen = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
     else:
-        backwards = -1 if part == "late" else 1
+        backwards = -1 if name == "late" else 1
         count = int(np.searchsorted(np.cumsum(lengths[::backwards]), size)) + 1
         chosen = np.sort(usable[::backwards][:count])
 
@@ -152,9 +155,9 @@ def cut(env: MultiAgentEnv, log: Log, part: str, size: int) -> tuple[Rows, dict[
         name: np.add.reduceat(values[at], np.cumsum(np.append(0, (log.ends - log.begins)[chosen][:-1])))
         for name, values in log.metrics.items()
     }
-    spread = " in parts" if part == "mixed" else ""
+    spread = " in parts" if name == "mixed" else ""
     return rows, totals, f"MA-DQN while it learned, steps {log.begins[chosen[0]]:,} to {log.ends[chosen[-1]]:,}{spread}"
 
 
-def _too_short(part: str, most: int, size: int) -> UserError:
-    return UserError(f"The part '{part}' of a log of {STEPS:,} steps holds {most:,} transitions, not {size:,}.")
+def _too_short(name: str, most: int, size: int) -> UserError:
+    return UserError(f"The slice '{name}' of a log of {STEPS:,} steps holds {most:,} transitions, not {size:,}.")

@@ -1,4 +1,4 @@
-"""The pictures of a report, as matplotlib figures that need no display.
+"""The plots of a report, as matplotlib figures that need no display.
 
 Most functions take `methods`, all methods of the report in one order, since the place in it decides a method's colour:
 so a method looks the same in every picture but those of a setting (`grid`), which have a line for each algorithm.
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from omarl_jax import statistics
+from omarl_jax.report import statistics
 
 _SMALL = 8  # points
 _GREY = "0.35"
@@ -21,14 +21,14 @@ MOST_COLOURS = len(_COLOURS)
 
 
 class Curve(NamedTuple):
-    """How the runs of one method did during training.
+    """The evaluations of one method's runs during training.
 
     Attributes:
-        rounds: (E,) rounds of training.
+        updates: (E,) updates made.
         values: (E, runs) mean return or score of each evaluation.
     """
 
-    rounds: np.ndarray
+    updates: np.ndarray
     values: np.ndarray
 
 
@@ -47,25 +47,25 @@ class Panel(NamedTuple):
 
 
 class Line(NamedTuple):
-    """How one method does as a setting varies.
+    """The results of one method as a setting varies.
 
     Attributes:
         values: of the setting, in order.
         finals: at each value (runs,) mean return or score of the last policies.
         tails: at each value their CVaR.
-        exposure: at each value the share of steps that an agent is at risk, or None where the task knows no risk.
+        violation_rate: at each value the share of steps that an agent is at risk, or None where the task knows no risk.
         data: at each value the mean of the data, or None where it is unknown.
     """
 
     values: Sequence[float] | Sequence[str]
     finals: Sequence[np.ndarray]
     tails: Sequence[float]
-    exposure: Sequence[float] | None
+    violation_rate: Sequence[float] | None
     data: Sequence[float | None]
 
 
 def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
-    """Mean and 95 % bootstrap interval over runs against rounds.
+    """Mean and 95 % bootstrap interval over runs against updates.
 
     There is one legend for all panels; or, if together they show more methods than there are colours and each of them
     few, a legend in each and one scale for all.
@@ -82,9 +82,9 @@ def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str
         axes.set_title(panel.title, loc="left")
         for method, curve in panel.curves.items():
             centre = statistics.mean({panel.title: curve.values})
-            axes.plot(curve.rounds, centre, label=method, **_style(methods, method))
+            axes.plot(curve.updates, centre, label=method, **_style(methods, method))
             low, high = statistics.bootstrap_interval(statistics.mean, {panel.title: curve.values}, resamples=2000)
-            axes.fill_between(curve.rounds, low, high, color=_colour(methods, method), alpha=0.15, linewidth=0)
+            axes.fill_between(curve.updates, low, high, color=_colour(methods, method), alpha=0.15, linewidth=0)
         for value, of in panel.levels.values():
             axes.axhline(value, color=_GREY if of is None else _colour(methods, of), linewidth=0.8, linestyle=":")
     figure.supxlabel("updates", size="medium")
@@ -135,7 +135,7 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
         unit: of returns or scores.
         xi: the level of the CVaR.
     """
-    risky = all(line.exposure is not None for line in lines.values())
+    risky = all(line.violation_rate is not None for line in lines.values())
     figure = Figure(figsize=(9 if risky else 6, 3.6), layout="constrained")
     left, *right = figure.subplots(1, 2 if risky else 1, squeeze=False)[0]
     ticks: list[Any] = list(dict.fromkeys(value for line in lines.values() for value in line.values))
@@ -153,8 +153,8 @@ def grid(lines: Mapping[str, Line], setting: str, unit: str, xi: float) -> Figur
         )
         left.plot(at, line.tails, color=colour, linestyle="--")
         for axes in right:
-            assert line.exposure is not None
-            axes.plot(line.exposure, means, color=colour, marker="o")
+            assert line.violation_rate is not None
+            axes.plot(line.violation_rate, means, color=colour, marker="o")
             axes.set(xlabel="share of steps at risk", ylabel=unit)
     for axes in right:
         axes.margins(0.1)  # for the labels
@@ -210,20 +210,20 @@ def returns_histogram(
     return figure
 
 
-def quantiles(atoms: np.ndarray, fractions: np.ndarray, times: Sequence[str], whose: Sequence[str]) -> Figure:
+def quantiles(values: np.ndarray, fractions: np.ndarray, times: Sequence[str], whose: Sequence[str]) -> Figure:
     """Quantile functions of the returns that are expected of actions, a panel for each agent or for the team.
 
     Args:
-        atoms: (times, panels, Q) in units of returns.
+        values: (times, panels, Q) in units of returns.
         fractions: (Q,) of the distribution.
         times: names of the moments.
         whose: titles of the panels.
     """
-    n = atoms.shape[1]
+    n = values.shape[1]
     figure = Figure(figsize=(3.6 * n + 0.6, 3.4), layout="constrained")
     for i, axes in enumerate(figure.subplots(1, n, sharey=True, squeeze=False)[0]):
         for number, time in enumerate(times):
-            axes.plot(fractions, atoms[number, i], marker="o", label=time if i == 0 else None)
+            axes.plot(fractions, values[number, i], marker="o", label=time if i == 0 else None)
         axes.set_title(whose[i], loc="left")
         axes.set_xlabel("fraction")
     figure.supylabel("learned quantile of the return", size="medium")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax.data.dataset import Dataset, Rows
+from omarl_jax.data.dataset import Dataset, EpisodeStore
 
 
 @pytest.fixture
@@ -27,20 +27,20 @@ def continuous() -> Dataset:
     actions[closing] = rewards[closing] = 0
     terminal = np.repeat(np.isin(row, [5, 7])[:, None], 2, axis=1)
     metadata = {"recipe": "toy", "behaviour": "by hand", "seed": 3, "random": 0.0, "expert": 20.0}
-    return Dataset(spec, Rows(obs, actions, rewards, terminal, row == 2, closing), metadata)
+    return Dataset(spec, EpisodeStore(obs, actions, rewards, terminal, row == 2, closing), metadata)
 
 
 @pytest.fixture
 def discrete() -> Dataset:
     """One agent with 3 actions and a state of its own, one episode of 2 steps; only in row 2 is action 2 legal."""
     spec = TaskSpec("toy/discrete", "discrete", 1, 2, 3, 1, 2)
-    rows = Rows(
+    rows = EpisodeStore(
         obs=np.array([[[0, 1]], [[2, 3]], [[4, 5]]], np.float32),
         actions=np.array([[1], [0], [0]], np.int32),
         rewards=np.array([[1], [2], [0]], np.float32),
         terminal=np.array([[False], [True], [False]]),
         truncated=np.zeros(3, np.bool_),
-        closing=np.array([False, False, True]),
+        is_final=np.array([False, False, True]),
         state=np.array([[7], [8], [9]], np.float32),
         action_mask=np.array([[[1, 1, 0]], [[1, 1, 0]], [[0, 0, 1]]], np.bool_),
     )

@@ -6,9 +6,9 @@ import pytest
 from omarl_envs import make, uav
 
 from omarl_jax import UserError
-from omarl_jax.collect import collect_rows, uniform_act
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.importers import read_csv, write_csv
+from omarl_jax.data.importers.macqr_csv import read_csv, write_csv
+from omarl_jax.rollout import collect, uniform_act
 
 DEVICES = ((0, 0), (3, 3))
 
@@ -40,7 +40,7 @@ def test_a_log_is_read_as_it_says(log):
     rows = data.rows
     assert data.size == 3
     assert data.metadata["options"] == {"devices": DEVICES}
-    np.testing.assert_array_equal(rows.closing, [False, False, True, False, True])
+    np.testing.assert_array_equal(rows.is_final, [False, False, True, False, True])
     np.testing.assert_array_equal(rows.state, [A, B, C, A, D])
     np.testing.assert_array_equal(rows.obs, np.stack([rows.state, rows.state], axis=1))
     np.testing.assert_array_equal(rows.actions, [(1, 14), (0, 2), (0, 0), (4, 4), (0, 0)])
@@ -68,7 +68,7 @@ def test_the_end_is_terminal_where_the_task_says_so(log):
 
 
 def test_what_was_written_is_read_again(env, tmp_path):
-    [(rows, totals)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    [(rows, totals)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "again.csv")
     again = read_csv(tmp_path / "again.csv", devices=DEVICES)
     for name, array in again.rows._asdict().items():

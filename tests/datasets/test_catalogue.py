@@ -10,10 +10,10 @@ import omarl_envs
 import pytest
 from omarl_envs.spec import ScoreReference
 
-import omarl_jax.data
+import omarl_jax.datasets
 from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_algorithm, make_env
-from omarl_jax.data import behaviour, recipes
 from omarl_jax.data.storage import content_hash
+from omarl_jax.datasets import behaviour, catalogue
 from omarl_jax.networks import Norm
 from omarl_jax.types import Stats
 
@@ -112,7 +112,7 @@ def two_snapshots(tmp_path, monkeypatch):
     snapshots = [
         {
             "seed": 7,
-            "round": 500 * i,
+            "updates": 500 * i,
             "policy": learner.init(jax.random.key(i), stats).policy,
             "returns": 1.0,
             "explored": 2.0 + i,
@@ -122,14 +122,14 @@ def two_snapshots(tmp_path, monkeypatch):
     chosen = {"medium-replay": [1, 3], "medium": [3], "expert": [3]}
     behaviour.save(tmp_path / "two.npz", env, "matd3", CONFIG, snapshots, chosen)
     saved = load_policy(tmp_path / "two.npz")
-    monkeypatch.setattr(recipes, "_snapshots", lambda task, quality: saved if task == SPREAD else None)
+    monkeypatch.setattr(catalogue, "_snapshots", lambda task, quality: saved if task == SPREAD else None)
     return [learner, snapshots[1]["policy"], snapshots[3]["policy"]]
 
 
 def test_only_the_chosen_snapshots_are_kept(two_snapshots):
-    metadata = recipes.behaviour_snapshots(make_env(SPREAD), "medium").metadata
+    metadata = catalogue.behaviour_snapshots(make_env(SPREAD), "medium").metadata
     assert metadata["recipe"] == {"medium-replay": [0, 1], "medium": [1], "expert": [1]}
-    assert metadata["rounds"] == [500, 1500]
+    assert metadata["updates"] == [500, 1500]
     assert metadata["explored_returns"] == [3.0, 5.0]
     assert metadata["seeds"] == [7, 7]
 
@@ -137,8 +137,8 @@ def test_only_the_chosen_snapshots_are_kept(two_snapshots):
 def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
     learner, first, second = two_snapshots
     data = load_dataset(SPREAD, "medium-replay", size=1_000)
-    assert data.metadata["behaviour"] == "matd3 after 500, 1500 rounds, with exploration noise"
-    rows = jax.tree.map(lambda x: x[~data.rows.closing], data.rows)
+    assert data.metadata["behaviour"] == "matd3 after 500, 1500 updates, with exploration noise"
+    rows = jax.tree.map(lambda x: x[~data.rows.is_final], data.rows)
     act = jax.jit(jax.vmap(lambda policy, obs: learner.act(policy, obs, None, (), jax.random.key(0))[0], (None, 0)))
     noise = np.array([rows.actions - act(policy, rows.obs) for policy in (first, second)])  # (2, 1000, N, A)
     spread = noise.reshape(2, 2, -1).std(axis=2)  # by policy, and by half of the data
@@ -149,7 +149,7 @@ def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
 
 def test_the_catalogue_lists_what_can_be_made(two_snapshots, monkeypatch):
     monkeypatch.setattr(omarl_envs, "task_names", lambda: [SPREAD, "matrix/xor"])
-    entries = {(entry.task, entry.quality): (entry.size, entry.score) for entry in recipes.catalogue()}
+    entries = {(entry.task, entry.quality): (entry.size, entry.score) for entry in catalogue.catalogue()}
     logged = ("random", "early", "middle", "late", "mixed")
     assert set(entries) == {(SPREAD, q) for q in ("random", *SNAPSHOTS)} | {("matrix/xor", q) for q in logged}
     assert entries["matrix/xor", "late"] == (4_800, None)
@@ -167,12 +167,12 @@ TARGETS = {  # of the published data; with our own prey, in units of our own ref
 
 @pytest.mark.parametrize("task", TARGETS)
 def test_shipped_data_are_as_good_as_they_should_be(task):
-    said = {entry.quality: entry.score for entry in recipes.catalogue() if entry.task == task}
+    said = {entry.quality: entry.score for entry in catalogue.catalogue() if entry.task == task}
     np.testing.assert_allclose([said[quality] for quality in SNAPSHOTS], TARGETS[task], atol=5.0)
 
 
 def _shipped():
-    folder = Path(omarl_jax.data.__file__).parent / "snapshots"
+    folder = Path(omarl_jax.datasets.__file__).parent / "snapshots"
     paths = sorted(folder.glob("*.npz"))
     return [(path, quality) for path in paths for quality in load_policy(path).metadata["recipe"]]
 
@@ -193,7 +193,7 @@ def test_data_of_another_prey_do_not_compare_with_the_paper(monkeypatch):
     env = make_env("particle/tag")
     released = env.reference._replace(source="the paper", published=True)
     monkeypatch.setattr(env, "reference", released)
-    monkeypatch.setattr(recipes, "make_env", lambda task, **options: env)
+    monkeypatch.setattr(catalogue, "make_env", lambda task, **options: env)
     assert load_dataset("particle/tag", "random", size=25).metadata["comparable"]
     expert = load_dataset("particle/tag", "expert", size=25).metadata
     assert not expert["comparable"]

@@ -6,10 +6,10 @@ import pytest
 from omarl_envs import make
 
 from omarl_jax import UserError, load_dataset
-from omarl_jax.data import logs
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.recipes import load_datasets
 from omarl_jax.data.validation import validate
+from omarl_jax.datasets import replay
+from omarl_jax.datasets.catalogue import load_datasets
 
 STEPS = 1_000
 
@@ -23,16 +23,16 @@ def env():
 def short():
     """A run of ten episodes that learns in tiny steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "STEPS", STEPS)
-        patch.setattr(logs, "_WARMUP", 200)
-        patch.setattr(logs, "_SETTINGS", logs._SETTINGS._replace(capacity=200 + STEPS, warmup=200))
-        patch.setattr(logs, "_OVERRIDES", logs._OVERRIDES | {"hidden": (8,), "epsilon_rounds": 500.0})
+        patch.setattr(replay, "STEPS", STEPS)
+        patch.setattr(replay, "_WARMUP", 200)
+        patch.setattr(replay, "_SETTINGS", replay._SETTINGS._replace(capacity=200 + STEPS, warmup=200))
+        patch.setattr(replay, "_OVERRIDES", replay._OVERRIDES | {"hidden": (8,), "epsilon_rounds": 500.0})
         yield
 
 
 @pytest.fixture(scope="module")
 def made(env):
-    return logs.learn(env, [0, 1])
+    return replay.train_online(env, [0, 1])
 
 
 def test_a_log_holds_every_step_after_the_warm_up(env, made):
@@ -48,10 +48,10 @@ def test_a_log_holds_every_step_after_the_warm_up(env, made):
 
 
 def test_what_was_begun_in_the_warm_up_or_not_ended_is_no_episode(made, monkeypatch):
-    monkeypatch.setattr(logs, "_WARMUP", 5)
+    monkeypatch.setattr(replay, "_WARMUP", 5)
     steps = jax.tree.map(lambda x: x[:20], made[0].steps)
     steps = steps._replace(truncated=np.isin(np.arange(20), [3, 9, 15]))
-    log = logs._log(steps, {})
+    log = replay._log(steps, {})
     assert (log.begins.tolist(), log.ends.tolist()) == ([5], [11])
     np.testing.assert_array_equal(log.steps.obs, steps.obs[5:])
 
@@ -61,7 +61,7 @@ def test_episodes_of_any_length_are_enough(env, made):
     truncated = np.isin(np.arange(STEPS), ends - 1)
     log = made[0]._replace(begins=np.append(0, ends[:-1]), ends=ends, steps=made[0].steps._replace(truncated=truncated))
     for part, size, least in (("early", 11, 30), ("early", 30, 30), ("late", 41, 70), ("mixed", 100, 100)):
-        assert (~logs.cut(env, log, part, size)[0].closing).sum() == least
+        assert (~replay.cut(env, log, part, size)[0].is_final).sum() == least
 
 
 def test_exploration_falls_and_seeds_differ(made):
@@ -72,7 +72,7 @@ def test_exploration_falls_and_seeds_differ(made):
 
 
 def test_a_team_learns_the_same_whoever_learns_beside_it(env, made):
-    alone = logs.learn(env, [1])[0]
+    alone = replay.train_online(env, [1])[0]
     np.testing.assert_array_equal(alone.steps.actions[:200], made[1].steps.actions[:200])
 
 
@@ -83,11 +83,11 @@ def test_a_team_learns_the_same_whoever_learns_beside_it(env, made):
 )  # fmt: skip
 def test_parts_are_whole_episodes(env, made, part, size, episodes):
     log = made[0]
-    rows, totals, told = logs.cut(env, log, part, size)
+    rows, totals, told = replay.cut(env, log, part, size)
     validate(Dataset(env.task_spec, rows, {}))
     at = np.concatenate([np.arange(100 * i, 100 * i + 100) for i in episodes])
-    np.testing.assert_array_equal(rows.actions[~rows.closing], log.steps.actions[at])
-    np.testing.assert_array_equal(rows.state[rows.closing], log.steps.next_state[[100 * i + 99 for i in episodes]])
+    np.testing.assert_array_equal(rows.actions[~rows.is_final], log.steps.actions[at])
+    np.testing.assert_array_equal(rows.state[rows.is_final], log.steps.next_state[[100 * i + 99 for i in episodes]])
     np.testing.assert_allclose(totals["risk"], [log.metrics["risk"][100 * i : 100 * i + 100].sum() for i in episodes])
     assert f"steps {100 * episodes[0]:,} to {100 * episodes[-1] + 100:,}" in told
 
@@ -95,12 +95,12 @@ def test_parts_are_whole_episodes(env, made, part, size, episodes):
 @pytest.mark.parametrize(("part", "size", "most"), [("middle", 501, 500), ("late", 1_001, "1,000")])
 def test_more_than_there_is_is_refused(env, made, part, size, most):
     with pytest.raises(UserError, match=f"holds {most} transitions, not {size:,}"):
-        logs.cut(env, made[0], part, size)
+        replay.cut(env, made[0], part, size)
 
 
 @pytest.mark.parametrize(("part", "size"), [("middle", STEPS // 2 + 1), ("mixed", STEPS + 1)])
 def test_nobody_learns_for_data_that_cannot_be(part, size, monkeypatch):
-    monkeypatch.delattr(logs, "learn")
+    monkeypatch.delattr(replay, "train_online")
     with pytest.raises(UserError, match=f"not {size:,}"):
         load_dataset("uav/iot", part, size=size)
 

@@ -7,9 +7,9 @@ from omarl_envs.particle.pursuit import TAG, WORLD, Scenario
 
 from omarl_jax import UserError
 from omarl_jax.algorithms import find, methods
-from omarl_jax.data import logs
+from omarl_jax.datasets import replay
 from omarl_jax.presets import preset, read
-from omarl_jax.published import lookup
+from omarl_jax.report.published import lookup
 
 DATASETS = ("random", "medium-replay", "medium", "expert")
 REFERENCES = {  # random, expert
@@ -161,8 +161,8 @@ def test_hyperparameters_as_published(algorithm: str, task: str, expected: dict[
 
 
 def test_logs_are_learned_as_published() -> None:
-    assert (logs.STEPS, logs._WARMUP, logs._SETTINGS.n_envs) == (30_000, 500, 1)
-    assert logs._OVERRIDES == {"cql_alpha": 0.0, "batch_size": 32}
+    assert (replay.STEPS, replay._WARMUP, replay._SETTINGS.n_envs) == (30_000, 500, 1)
+    assert replay._OVERRIDES == {"cql_alpha": 0.0, "batch_size": 32}
 
 
 @pytest.mark.parametrize("algorithm", methods())

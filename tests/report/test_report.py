@@ -17,8 +17,8 @@ from rich.console import Console
 from omarl_jax import algorithms, plotting, presets
 from omarl_jax.errors import UserError
 from omarl_jax.report import figures, print_table, write_report
+from omarl_jax.report.load import Row, exposure, load_runs, table, unfinished
 from omarl_jax.report.tables import improvements
-from omarl_jax.results import Row, exposure, load_runs, table, unfinished
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
 TEN = np.arange(10.0)  # mean 4.5, lowest tenth 0

@@ -6,7 +6,7 @@ import statistics as stdlib
 import numpy as np
 import pytest
 
-from omarl_jax.statistics import (
+from omarl_jax.report.statistics import (
     bootstrap_interval,
     cvar,
     iqm,

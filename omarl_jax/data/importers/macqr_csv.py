@@ -1,7 +1,7 @@
-"""Datasets in the layouts of other projects.
+"""Logs of `uav/iot` in the CSV layout of MA-CQR (Eldeeb et al. 2024).
 
-MA-CQR (Eldeeb et al. 2024) keeps logs of `uav/iot` as CSV: a header `,0,1,…`, and in each line its number, the state,
-the action of each UAV, the reward that they share, the next state, and whether the episode is over.
+The header is `,0,1,…`. Each line holds its number, the state, the action of each UAV, the reward that they share, the
+next state, and whether the episode is over.
 """
 
 import csv
@@ -14,10 +14,10 @@ from omarl_envs.spec import TaskSpec
 from omarl_envs.uav import MAX_AGE, MOVES
 
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.recipes import make_env
 from omarl_jax.data.validation import from_episodes, validate
 from omarl_jax.errors import UserError
 from omarl_jax.files import replacing
+from omarl_jax.tasks import make_env
 
 
 def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
@@ -52,28 +52,28 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
         _refuse(
             path, wrong.reshape(len(table), -1).any(axis=1), f"{what} that are no whole numbers from {least} to {most}"
         )
-    _refuse(path, reward[:, 0] > 1e-3 - age, "a reward above what the ages alone cost")
+    _refuse(path, reward[:, 0] > 1e-3 - age, "a reward above the cost of the ages alone")
 
     last = over | np.append((next_state[:-1] != state[1:]).any(axis=1), True)
     ends = np.flatnonzero(last)
 
-    def seen(x: np.ndarray) -> np.ndarray:  # (V, S) -> (V, N, S): everyone sees everything
+    def for_all(x: np.ndarray) -> np.ndarray:  # (V, S) -> (V, N, S): everyone sees everything
         return np.repeat(x[:, None].astype(np.float32), spec.n_agents, axis=1)
 
     terminal = over if env.time_limit_is_terminal else np.zeros_like(over)
     rows = from_episodes(
         spec,
-        seen(state),
+        for_all(state),
         actions.astype(np.int32),
         np.repeat(reward.astype(np.float32), spec.n_agents, axis=1),
         np.repeat(terminal[:, None], spec.n_agents, axis=1),
         last & ~terminal,
-        seen(next_state[ends]),
+        for_all(next_state[ends]),
         lengths=np.diff(ends, prepend=-1),
         state=state.astype(np.float32),
         last_state=next_state[ends].astype(np.float32),
     )
-    # The file does not say what policies are judged by, but what it says is enough.
+    # The file lacks the quantities that policies are evaluated by; they follow from states and actions.
     x, y = cells[:, 1].reshape(-1, spec.n_agents, 2).astype(int).transpose(2, 0, 1)
     power, risk = env.powers[x, y, actions.astype(int) // len(MOVES)], env.mission.risky[x, y]  # (V, N)
     metrics = {"return": (reward[:, 0] + age) / spec.n_agents - age, "training_return": reward[:, 0], "age": age}
@@ -83,7 +83,7 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     dataset = Dataset(spec, rows, {"recipe": path.name, "behaviour": "unknown", "options": options})
     validate(dataset)
     whole = dataset.whole_episodes
-    if not whole.any():  # parts of episodes say nothing of returns
+    if not whole.any():  # the returns of parts of episodes mean nothing
         return dataset
     sums = {name: np.add.reduceat(values, np.append(0, ends[:-1] + 1)) for name, values in metrics.items()}
     means = {name: float(values[whole].mean()) for name, values in sums.items()}
@@ -142,8 +142,8 @@ def _numbers(path: pathlib.Path, width: int) -> np.ndarray:
             lines = []
             for line in reader:
                 if len(line) != len(header):
-                    told = f"{len(line)} fields, not {len(header)}"
-                    raise UserError(f"{path} is damaged: line {reader.line_num} has {told}.")
+                    found = f"{len(line)} fields, not {len(header)}"
+                    raise UserError(f"{path} is damaged: line {reader.line_num} has {found}.")
                 lines.append([float(line[i]) for i in chosen])
             table = np.array(lines)
     except UserError:
