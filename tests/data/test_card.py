@@ -81,7 +81,7 @@ def test_the_page_says_what_the_card_knows(continuous: Dataset):
         "| seed | 3 |",
         "| behaviour | a\\|b |",
         "| comparable with published numbers | no |",
-        "| mean return, as policies are judged | -3.5 |",
+        "| mean return, as policies are evaluated | -3.5 |",
         "| transitions | 6 |",
         "| normalised mean score | -17.5 |",
         "| score reference | 0 is a return of 0, 100 one of 20 (Table 1) |",
