@@ -26,7 +26,7 @@ class Config:
     """Hyperparameters."""
 
     rate: float = 0.5
-    """How far a round moves."""
+    """How far an update moves."""
 
 
 class State(NamedTuple):
@@ -118,7 +118,9 @@ def omarl(monkeypatch, *arguments):
 def test_a_new_method_learns_a_new_task(added, monkeypatch, tmp_path):
     """Uniform actions score 0: E (a - ½)² = ⅓ + ¼. Their mean, 0, has 4 (½)² = 1 to lose of 7/3."""
     out = tmp_path / "out"
-    arguments = "train a_new_package.mean_action a_new_package.task/half random --size 20000 --rounds 20 --rate 0.1 0.2"
+    arguments = (
+        "train a_new_package.mean_action a_new_package.task/half random --size 20000 --updates 20 --rate 0.1 0.2"
+    )
     assert omarl(monkeypatch, *arguments.split(), "--seeds", "0", "1", "--out", str(out)) == 0
     runs = results.load_runs(out / "runs")
     assert sorted(run.config["rate"] for run in runs) == [0.1, 0.1, 0.2, 0.2]

@@ -38,16 +38,23 @@ def write_run(
 ) -> None:
     folder.mkdir(parents=True)
     if saturation:
-        rows = [json.dumps({"round": i, "saturation": value}) for i, value in enumerate(saturation)]
+        rows = [json.dumps({"updates": i, "saturation": value}) for i, value in enumerate(saturation)]
         (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     full: dict[str, Any] = {
+        "format": 2,
         "algorithm": "omar",
+        "base": "omar",
         "task": "particle/spread",
         "dataset": "medium",
         "seed": 0,
         "data_seed": 0,
     }
-    full |= {"rounds": 9, "config": {"omar_coe": 1.0, "layers": [64]}, "config_hash": "0123456789abcdef", "options": {}}
+    full |= {
+        "updates": 9,
+        "config": {"omar_coe": 1.0, "layers": [64]},
+        "config_hash": "0123456789abcdef",
+        "options": {},
+    }
     full["data"] = {"mean_score": 30.0, "mean_return": 160.0, "comparable": True, "size": 5, "hash": "x"} | (data or {})
     full |= {"reference": REFERENCE} | config
     (folder / "config.json").write_text(json.dumps(full))
@@ -55,7 +62,7 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(result | (record or {})))
     np.savez_compressed(
         folder / "evaluations.npz",
-        rounds=np.arange(len(returns)) * 9,
+        updates=np.arange(len(returns)) * 9,
         returns=np.array(returns, dtype=float),
         final_returns=np.array(final_returns, dtype=float),
         final_collisions=np.full(len(final_returns), 2.0 + full["seed"]),
@@ -115,7 +122,7 @@ def test_unfinished_runs_are_named_and_left_out(tmp_path: Path, caplog: pytest.L
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        ({"record": DIVERGED, "final_returns": 900 + TEN}, "diverged at round 400: critic loss is not finite"),
+        ({"record": DIVERGED, "final_returns": 900 + TEN}, "diverged at update 400: critic loss is not finite"),
         ({"final_returns": np.where(TEN == 3, np.nan, 900)}, "returns are not finite"),
         ({"final_returns": 900 + TEN, "returns": [[np.inf, 0]]}, "returns are not finite"),
     ],
@@ -170,7 +177,7 @@ def test_own_data_are_marked(tmp_path: Path) -> None:
 
 
 def test_a_variant_is_a_method_with_a_published_score_of_its_own(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", TEN, variant="omar_cem")
+    write_run(tmp_path / "a", TEN, algorithm="omar_cem", base="omar")
     row = only_row(tmp_path)
     assert row.method == "omar_cem"
     assert row.paper is not None
@@ -178,25 +185,26 @@ def test_a_variant_is_a_method_with_a_published_score_of_its_own(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("variant", "changed", "as_published"),
+    ("algorithm", "changed", "as_published"),
     [
-        (None, {}, True),
+        ("omar", {}, True),
         ("omar_cem", {"search": "cem"}, True),
         ("omar_central", {"centralised": True}, True),
-        (None, {"search": "cem"}, False),
-        (None, {"batch_size": 256}, False),
+        ("omar", {"search": "cem"}, False),
+        ("omar", {"batch_size": 256}, False),
         ("omar_cem", {}, False),
-        (None, {"rounds": 100}, False),
-        (None, {"size": 500}, False),
+        ("omar", {"updates": 100}, False),
+        ("omar", {"size": 500}, False),
     ],
 )
 def test_a_paper_s_number_for_something_else_is_marked(
-    tmp_path: Path, variant: str | None, changed: dict[str, Any], as_published: bool
+    tmp_path: Path, algorithm: str, changed: dict[str, Any], as_published: bool
 ) -> None:
     preset = presets.preset("omar", "particle/spread", "medium")
-    config = dataclasses.asdict(algorithms.find("omar").config()) | preset.overrides | changed
-    rounds, size = config.pop("rounds", preset.rounds), config.pop("size", 1_000_000)
-    write_run(tmp_path / "a", TEN, variant=variant, config=config, rounds=rounds, data={"size": size})
+    config = dataclasses.asdict(algorithms.find("omar").defaults) | preset.overrides | changed
+    updates, size = config.pop("updates", preset.updates), config.pop("size", 1_000_000)
+    names = {"algorithm": algorithm, "base": "omar"}
+    write_run(tmp_path / "a", TEN, **names, config=config, updates=updates, data={"size": size})
     row = only_row(tmp_path)
     assert row.as_published == as_published
     assert ("¶ other hyperparameters" in printed([row])) != as_published
@@ -207,13 +215,13 @@ def test_rows_of_a_grid_show_what_differs(tmp_path: Path) -> None:
         config = {"omar_coe": value, "tau": 0.01}
         write_run(tmp_path / f"{value}", 100 + value + TEN, config=config, config_hash=f"hash-{value}")
     write_run(tmp_path / "other", TEN, algorithm="cql", config={"tau": 0.5})
-    write_run(tmp_path / "long", 999 + TEN, rounds=90, config={"omar_coe": 2.0, "tau": 0.01}, config_hash="hash-2.0")
+    write_run(tmp_path / "long", 999 + TEN, updates=90, config={"omar_coe": 2.0, "tau": 0.01}, config_hash="hash-2.0")
     assert [row.method for row in table(load_runs(tmp_path))] == [
         "cql",
-        "omar (rounds=9, omar_coe=0.5)",
-        "omar (rounds=9, omar_coe=2)",
-        "omar (rounds=9, omar_coe=10)",
-        "omar (rounds=90, omar_coe=2)",
+        "omar (updates=9, omar_coe=0.5)",
+        "omar (updates=9, omar_coe=2)",
+        "omar (updates=9, omar_coe=10)",
+        "omar (updates=90, omar_coe=2)",
     ]
 
 
