@@ -5,7 +5,8 @@ import textwrap
 
 import pytest
 
-from omarl_jax import cli, results
+from omarl_jax import cli
+from omarl_jax.report.load import load_runs
 
 METHOD = '''
 """Repeats the mean action of the data: one vector for each agent."""
@@ -26,7 +27,7 @@ class Config:
     """Hyperparameters."""
 
     rate: float = 0.5
-    """How far a round moves."""
+    """How far an update moves."""
 
 
 class State(NamedTuple):
@@ -118,9 +119,11 @@ def omarl(monkeypatch, *arguments):
 def test_a_new_method_learns_a_new_task(added, monkeypatch, tmp_path):
     """Uniform actions score 0: E (a - ½)² = ⅓ + ¼. Their mean, 0, has 4 (½)² = 1 to lose of 7/3."""
     out = tmp_path / "out"
-    arguments = "train a_new_package.mean_action a_new_package.task/half random --size 20000 --rounds 20 --rate 0.1 0.2"
+    arguments = (
+        "train a_new_package.mean_action a_new_package.task/half random --size 20000 --updates 20 --rate 0.1 0.2"
+    )
     assert omarl(monkeypatch, *arguments.split(), "--seeds", "0", "1", "--out", str(out)) == 0
-    runs = results.load_runs(out / "runs")
+    runs = load_runs(out / "runs")
     assert sorted(run.config["rate"] for run in runs) == [0.1, 0.1, 0.2, 0.2]
     for run in runs:
         assert run.scores(run.final_returns).mean() == pytest.approx(100 * (1 - 1 / (7 / 3)), abs=3)

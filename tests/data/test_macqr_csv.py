@@ -95,7 +95,7 @@ def test_what_was_written_is_read_again(env, tmp_path):
         ),
         (lambda text: text.replace("\n1,2,0,9,9", "\n1,0.2,0,9,9"), "line 3 cells"),
         (lambda text: text.replace(",1,7,0", ",1,700,0"), "line 4 ages that are no whole numbers from 1 to 100"),
-        (lambda text: text.replace("-7", "5"), "line 3 a reward above what the ages alone cost"),
+        (lambda text: text.replace("-7", "5"), "line 3 a reward above the cost of the ages alone"),
     ],
 )
 def test_a_wrong_file_is_refused(log, change, told):

@@ -138,7 +138,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "odd arrays": (_edit(lambda d: d.update(arrays=3)), "malformed"),
     "unknown array": (_edit(lambda d: d["arrays"].update(x=d["arrays"]["obs"])), "lacks or invents x"),
     "array too few": (_edit(lambda d: d["arrays"].pop("obs")), "lacks or invents obs"),
-    "optional array too few": (_edit(lambda d: d["arrays"].pop("is_final")), "lacks or invents closing"),
+    "optional array too few": (_edit(lambda d: d["arrays"].pop("is_final")), "lacks or invents is_final"),
 }
 
 

@@ -30,16 +30,16 @@ def test_sound_datasets_pass(continuous: Dataset, discrete: Dataset):
         ("rewards", (4, 1), np.inf, r"Row 4 of the dataset's rewards holds inf at \[1\]: .*finite"),
         ("actions", (0, 0, 1), np.nan, r"Row 0 of the dataset's actions holds nan at \[0, 1\]: .*finite"),
         ("actions", (5, 1, 0), -1.000002, r"Row 5 of the dataset's actions holds -1.000002 at \[1, 0\]: .*\[-1, 1\]"),
-        ("actions", (8, 0, 0), np.nan, r"Row 8 of the dataset's actions holds nan at \[0, 0\]: .*closing row"),
-        ("rewards", (6, 0), 2.0, r"Row 6 of the dataset's rewards holds 2.0 at \[0\]: .*closing row"),
-        ("terminal", (3, 0), True, r"Row 3 of the dataset's terminal holds True at \[0\]: .*closing row"),
-        ("truncated", 6, True, r"Row 6 of the dataset's truncated holds True: .*closing row"),
-        ("truncated", 1, True, r"Row 1 of the dataset's truncated holds True: the next row must close"),
-        ("terminal", 4, True, r"Row 4 of the dataset's terminal holds True at \[0\]: .*the next row must close"),
+        ("actions", (8, 0, 0), np.nan, r"Row 8 of the dataset's actions holds nan at \[0, 0\]: .*final-observation row"),
+        ("rewards", (6, 0), 2.0, r"Row 6 of the dataset's rewards holds 2.0 at \[0\]: .*final-observation row"),
+        ("terminal", (3, 0), True, r"Row 3 of the dataset's terminal holds True at \[0\]: .*final-observation row"),
+        ("truncated", 6, True, r"Row 6 of the dataset's truncated holds True: .*final-observation row"),
+        ("truncated", 1, True, r"Row 1 of the dataset's truncated holds True: the next row must be a final"),
+        ("terminal", 4, True, r"Row 4 of the dataset's terminal holds True at \[0\]: .*the next row must be a final"),
         ("truncated", 2, False, r"Row 2 of the dataset's truncated holds False: an episode ends here"),
-        ("is_final", 8, False, r"Row 8 of the dataset's closing holds False: the last row must close"),
-        ("is_final", 7, True, r"Row 7 of the dataset's closing holds True: .*no step"),
-        ("is_final", 0, True, r"Row 0 of the dataset's closing holds True: .*no step"),
+        ("is_final", 8, False, r"Row 8 of the dataset's is_final holds False: the last row must be a final"),
+        ("is_final", 7, True, r"Row 7 of the dataset's is_final holds True: .*no step"),
+        ("is_final", 0, True, r"Row 0 of the dataset's is_final holds True: .*no step"),
         ("is_final", slice(None), True, "is empty"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_dataset_without_rows_is_empty(continuous: Dataset):
 
 
 def _steps(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The transitions of a dataset without their closing rows, as an importer would find them."""
+    """The transitions of a dataset without final-observation rows, as an importer would find them."""
     steps = ~dataset.rows.is_final
     names = ("obs", "actions", "rewards", "terminal", "truncated")
     return {name: getattr(dataset.rows, name)[steps] for name in names}
