@@ -1,5 +1,7 @@
 """Episodes as rows: what is stored is what happened, and nothing after the end of an episode is."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,9 +13,11 @@ from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.particle.physics import State
 from omarl_envs.spec import TaskSpec
 
+from omarl_jax import make_algorithm, rollout
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.validation import validate
 from omarl_jax.rollout import collect, evaluate, uniform_act
+from omarl_jax.types import Stats
 
 LIMIT = 4
 
@@ -164,13 +168,64 @@ def test_policies_play_equal_shares(episodes):
     np.testing.assert_allclose(first_actions(greedy)[:, 1], actions[:, 0])
 
 
-def test_playing_in_parts_gives_the_same_rows(monkeypatch):
-    policies = jnp.array([0.1, 0.2, 0.3])
+# An episode of `Fuses` in float32: obs 5 x 2, state 5 x 3, actions and rewards 4 x 2 each, two totals; then the bools.
+EPISODE = 4 * (10 + 15 + 8 + 8 + 2) + 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("policies", "most", "sizes"),
+    [
+        (jnp.array([0.1, 0.2, 0.3]), 4 * (EPISODE + 4), [4, 4, 2]),  # with a policy for each, a number
+        (jnp.array([0.1, 0.2, 0.3]), 4 * (EPISODE + 4) - 1, [3, 3, 3, 1]),
+        (jnp.array([0.1]), 9 * EPISODE, [5, 5]),  # equal groups, and one policy for all
+        (jnp.array([0.1]), 1, [1] * 10),
+    ],
+)
+def test_groups_of_episodes_fit_into_memory_and_change_no_row(monkeypatch, policies, most, sizes):
     env = Fuses()
     [whole] = collect(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
-    monkeypatch.setattr(collect, "_EPISODES_AT_ONCE", 4)  # 4, 4 and 2
-    [parts] = collect(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    found, store = [], rollout._episode_store
+    monkeypatch.setattr(rollout, "BYTES_AT_ONCE", most)
+    monkeypatch.setattr(rollout, "_episode_store", lambda played: found.append(len(played.valid)) or store(played))
+    [groups] = collect(env, constant_act, (), policies, [jax.random.key(5)], episodes=10)
+    assert found == sizes
+    jax.tree.map(np.testing.assert_array_equal, whole, groups)
+
+
+def test_groups_change_no_evaluation(monkeypatch):
+    env, key = Fuses(), jax.random.key(3)
+    whole = evaluate(env, uniform_act(env.task_spec), (), None, key, episodes=10)
+    monkeypatch.setattr(rollout, "BYTES_AT_ONCE", 1000)
+    groups = jax.jit(lambda key: evaluate(env, uniform_act(env.task_spec), (), None, key, episodes=10))
+    assert "while" in groups.lower(key).as_text()
+    jax.tree.map(np.testing.assert_array_equal, whole, groups(key))
+
+
+def evaluation_memory(steps: int, runs: int, episodes: int) -> int:
+    """Bytes that evaluating an actor-critic policy on spread takes beside its arguments and results."""
+    env = make("particle/spread")
+    env.task_spec = dataclasses.replace(env.task_spec, episode_length=steps)
+    learner = make_algorithm("matd3", env.task_spec)
+    stats = Stats(jnp.zeros((3, 18)), jnp.ones((3, 18)))
+    keys = jax.random.split(jax.random.key(0), runs)
+    policies = jax.eval_shape(jax.vmap(lambda key: learner.init(key, stats).policy), keys)
+    one = functools.partial(evaluate, env, learner.act, learner.carry, episodes=episodes)
+    compiled = jax.jit(jax.vmap(lambda policy, key: one(policy, key))).lower(policies, keys).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_episodes_length():
+    short, long = evaluation_memory(10, runs=20, episodes=50), evaluation_memory(1000, runs=20, episodes=50)
+    # A single number kept of each step would take 4 MB.
+    assert long - short < 10_000
+    assert long < 4e6
+
+
+def test_an_evaluation_of_many_episodes_takes_the_memory_of_a_group(monkeypatch):
+    monkeypatch.setattr(rollout, "BYTES_AT_ONCE", 100_000)  # about 100 episodes
+    few, many = evaluation_memory(10, runs=1, episodes=100), evaluation_memory(10, runs=1, episodes=10_000)
+    # What grows are the keys, two numbers an episode, and its two totals.
+    assert many - few < 10_000 * 40
 
 
 def test_memory_is_carried_and_begins_anew_with_each_episode():
