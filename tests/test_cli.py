@@ -171,9 +171,8 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     assert code == 0, err
     assert gif.read_bytes().startswith(b"GIF")
     saved, env = load_policy(runs[0] / "policy.npz"), make("particle/spread")
-    (key,) = jax.random.split(jax.random.key(3), 1)  # one part, of five episodes
-    play = jax.jit(lambda key, n: rollout.evaluate(env, *saved.functions, saved.params, key, n), static_argnums=1)
-    returns = np.sort(play(key, 5)["return"])
+    play = jax.jit(lambda key: rollout.evaluate(env, *saved.functions, saved.params, key, 5))
+    returns = np.sort(play(jax.random.key(3))["return"])
     tables = {"return": returns, "score": 100 * (returns - 159.8) / (516.8 - 159.8), "length": np.full(5, 25.0)}
     for name, values in tables.items():
         worst = [values[:2].mean()] if name != "length" else []  # two of five are the share of 0.4

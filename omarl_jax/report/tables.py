@@ -159,6 +159,18 @@ def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
     return _csv([*records, *(_origin(run) | {"failure": run.failure} for run in runs if run.failure is not None)])
 
 
+def curves_as_csv(runs: Sequence[FinishedRun]) -> str:
+    """One line for each evaluation during training of each run."""
+    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed")
+    records = [
+        {name: getattr(run, name) for name in names}
+        | {"updates": int(updates), "return": f"{value:.6g}", "score": f"{run.scores(value):.6g}" if run.reference else ""}
+        for run in runs
+        for updates, value in zip(run.evaluations, run.returns.mean(axis=1), strict=True)
+    ]
+    return _csv(records)
+
+
 def _origin(run: FinishedRun) -> dict[str, Any]:
     """Names a run, and the date, device and code that its numbers may depend on."""
     names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "updates")

@@ -47,7 +47,7 @@ def write_report(
         pictures: further pictures for the page, which are written already (see `episodes.draw`).
 
     Returns:
-        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, and one per picture.
+        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, `curves.csv`, and one per picture.
 
     Raises:
         UserError: if there are no runs, two are the same, or the report cannot be written.
@@ -66,6 +66,7 @@ def write_report(
         "table.md": tables.markdown(runs, rows, len(missing)),
         "table.csv": tables.rows_as_csv(rows),
         "runs.csv": tables.runs_as_csv(runs, rows),
+        "curves.csv": tables.curves_as_csv(runs),
         "report.html": page(runs, rows, drawn, missing),
     }
     for name, text in texts.items():

@@ -9,7 +9,7 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore
 
 @pytest.fixture
 def continuous() -> Dataset:
-    """Two agents, episodes of 3, 2 and 1 steps in rows 0-2, 4-5 and 7; rows 3, 6 and 8 close them.
+    """Two agents, episodes of 3, 2 and 1 steps in rows 0-2, 4-5 and 7; rows 3, 6 and 8 hold their final observations.
 
     obs of agent n in row m is (m, episode, 10 n); the first episode ends truncated, the others terminal.
     """
@@ -19,15 +19,15 @@ def continuous() -> Dataset:
     obs[..., 0] = row[:, None]
     obs[..., 1] = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])[:, None]
     obs[:, 1, 2] = 10
-    closing = np.isin(row, [3, 6, 8])
+    is_final = np.isin(row, [3, 6, 8])
     actions = np.zeros((9, 2, 2), np.float32)
     actions[:, 0] = (row / 10)[:, None]
     actions[:, 1, 1] = -1
     rewards = np.stack([row, 3.0 * row], axis=1).astype(np.float32)  # 2 m on average
-    actions[closing] = rewards[closing] = 0
+    actions[is_final] = rewards[is_final] = 0
     terminal = np.repeat(np.isin(row, [5, 7])[:, None], 2, axis=1)
     metadata = {"recipe": "toy", "behaviour": "by hand", "seed": 3, "random": 0.0, "expert": 20.0}
-    return Dataset(spec, EpisodeStore(obs, actions, rewards, terminal, row == 2, closing), metadata)
+    return Dataset(spec, EpisodeStore(obs, actions, rewards, terminal, row == 2, is_final), metadata)
 
 
 @pytest.fixture

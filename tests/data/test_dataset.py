@@ -120,7 +120,7 @@ def test_masks_are_those_of_both_observations(discrete: Dataset):
     assert batch.next_action_mask.tolist() == [[[False, False, True]]]
 
 
-def test_statistics_leave_closing_rows_out(continuous: Dataset):
+def test_statistics_leave_final_observations_out(continuous: Dataset):
     obs = continuous.rows.obs.copy()
     obs[continuous.rows.is_final] = 1e6
     stats = dataclasses.replace(continuous, rows=continuous.rows._replace(obs=obs)).stats()

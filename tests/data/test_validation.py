@@ -30,7 +30,7 @@ def test_sound_datasets_pass(continuous: Dataset, discrete: Dataset):
         ("rewards", (4, 1), np.inf, r"Row 4 of the dataset's rewards holds inf at \[1\]: .*finite"),
         ("actions", (0, 0, 1), np.nan, r"Row 0 of the dataset's actions holds nan at \[0, 1\]: .*finite"),
         ("actions", (5, 1, 0), -1.000002, r"Row 5 of the dataset's actions holds -1.000002 at \[1, 0\]: .*\[-1, 1\]"),
-        ("actions", (8, 0, 0), np.nan, r"Row 8 of the dataset's actions holds nan at \[0, 0\]: .*final-observation row"),
+        ("actions", (8, 0, 0), np.nan, r"Row 8 of the dataset's actions holds nan at \[0, 0\]: .*be 0 in a final"),
         ("rewards", (6, 0), 2.0, r"Row 6 of the dataset's rewards holds 2.0 at \[0\]: .*final-observation row"),
         ("terminal", (3, 0), True, r"Row 3 of the dataset's terminal holds True at \[0\]: .*final-observation row"),
         ("truncated", 6, True, r"Row 6 of the dataset's truncated holds True: .*final-observation row"),
@@ -49,7 +49,7 @@ def test_continuous_mistakes_are_named(continuous: Dataset, field: str, at: Any,
     assert "\n" not in str(error.value)
 
 
-def test_an_episode_without_closing_row_is_named(continuous: Dataset):
+def test_an_episode_without_final_observation_is_named(continuous: Dataset):
     joined = _changed(continuous, "is_final", 6, False)  # row 6 now looks like a step after the terminal row 5
     with pytest.raises(UserError, match="Row 5 of the dataset's terminal holds True"):
         validate(joined)
@@ -112,7 +112,7 @@ def _assert_same(found: Any, expected: Any) -> None:
             assert getattr(found, name).dtype == array.dtype
 
 
-def test_episodes_are_laid_out_with_their_closing_rows(continuous: Dataset):
+def test_episodes_are_laid_out_with_their_final_observations(continuous: Dataset):
     steps, last = _steps(continuous), continuous.rows.obs[[3, 6, 8]]
     flat = from_episodes(continuous.spec, **steps, last_obs=last.astype(np.float64), lengths=np.array([3, 2, 1]))
     _assert_same(flat, continuous.rows)
