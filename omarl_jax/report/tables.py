@@ -162,12 +162,13 @@ def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
 def curves_as_csv(runs: Sequence[FinishedRun]) -> str:
     """One line for each evaluation during training of each run."""
     names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed")
-    records = [
-        {name: getattr(run, name) for name in names}
-        | {"updates": int(updates), "return": f"{value:.6g}", "score": f"{run.scores(value):.6g}" if run.reference else ""}
-        for run in runs
-        for updates, value in zip(run.evaluations, run.returns.mean(axis=1), strict=True)
-    ]
+    records = []
+    for run in runs:
+        returns = run.returns.mean(axis=1)
+        scores = run.scores(returns) if run.reference else [None] * len(returns)
+        for updates, value, score in zip(run.evaluations, returns, scores, strict=True):
+            numbers = {"updates": int(updates), "return": value, "score": score}
+            records.append({name: getattr(run, name) for name in names} | numbers)
     return _csv(records)
 
 
