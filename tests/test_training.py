@@ -237,7 +237,7 @@ def test_train_refuses_bad_data(dataset, action):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"lr": np.inf}, "lr must be finite"),
         ({"lr": "much"}, "lr must be a number, not 'much'"),
@@ -248,8 +248,8 @@ def test_train_refuses_bad_data(dataset, action):
         ({"input_norm": "bach"}, "There is no input_norm 'bach'; did you mean 'batch'"),
     ],
 )
-def test_hyperparameters_must_make_sense(dataset, overrides, told):
-    with pytest.raises(UserError, match=told):
+def test_hyperparameters_must_make_sense(dataset, overrides, message):
+    with pytest.raises(UserError, match=message):
         algorithms.find("omar").configure(dataset.spec, overrides)
 
 
