@@ -128,7 +128,13 @@ def test_a_new_method_learns_a_new_task(added, monkeypatch, tmp_path, capsys):
         assert run.scores(run.final_returns).mean() == pytest.approx(100 * (1 - 1 / (7 / 3)), abs=3)
     assert (out / "report" / "report.html").exists()
 
-    for verb in (["report", str(out), "--pictures"], ["evaluate", str(runs[0].folder), "--episodes", "2"]):
+    other, arguments = tmp_path / "other", "train bc a_new_package.task/half random --size 100 --updates 1"
+    assert omarl(monkeypatch, *arguments.split(), "--batch-size", "8", "--hidden", "8", "--out", str(other)) == 0
+    for verb in (
+        ["report", str(out), "--pictures"],
+        ["report", str(other), "--pictures"],
+        ["evaluate", str(runs[0].folder), "--episodes", "2"],
+    ):
         for name in [name for name in sys.modules if name.startswith("a_new_")]:
             del sys.modules[name]
         capsys.readouterr()
