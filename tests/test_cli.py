@@ -60,7 +60,7 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["train", "omr", "particle/spread", "random"], "'omar'"),
         (["train", "bc", "particle/spred", "random"], "'particle/spread'"),
@@ -103,11 +103,11 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["behaviour", "particle/tag", "--out", "x.npz", "--medium", "1", "--expert", "2", "--every", "7"], "multiple"),
     ],
 )
-def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, told):
+def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 1
-    assert told in err
+    assert message in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
@@ -279,11 +279,11 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     (tmp_path / "part.csv").write_text("".join(lines[:50]))
     data = str(tmp_path / "log")
     mean = f"mean return {sums['return'].mean():.1f}"
-    for name, size, told in (("part", 49, "no whole episode"), ("log", 200, mean)):
+    for name, size, message in (("part", 49, "no whole episode"), ("log", 200, mean)):
         log, folder = (str(tmp_path / f"{name}{suffix}") for suffix in (".csv", ""))
         code, out, err = run(monkeypatch, capsys, "data", "import", log, "--out", folder)
         assert code == 0, err
-        assert f"{size} transitions, {told}" in " ".join(out.split())
+        assert f"{size} transitions, {message}" in " ".join(out.split())
     again = tmp_path / "again.csv"
     assert run(monkeypatch, capsys, "data", "export", data, "--out", str(again))[0] == 0
     assert again.read_bytes() == (tmp_path / "log.csv").read_bytes()
@@ -308,7 +308,7 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     assert code == 0, err
     assert len(list((tmp_path / "p").glob("map-*.png"))) == len(list((tmp_path / "p").glob("quantiles-*.png"))) == 1
     page = (tmp_path / "p" / "report.html").read_text()
-    assert all(told in page for told in ("Paths of an episode, first run", "Quantiles learned, first run"))
+    assert all(message in page for message in ("Paths of an episode, first run", "Quantiles learned, first run"))
 
 
 def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
@@ -326,7 +326,7 @@ def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
     code, out, err = run(monkeypatch, capsys, "demo", "--seeds", "1", "--out", str(tmp_path))
     assert code == 0, err
     table = (tmp_path / "report" / "table.md").read_text()
-    assert all(told in table for told in ("| omar |", "| 37.9 ± 12.3 ¶ |"))
+    assert all(message in table for message in ("| omar |", "| 37.9 ± 12.3 ¶ |"))
     for name in ("report.html", "curves-particle-spread.png", "omar.gif", "table.md"):
         assert (tmp_path / "report" / name).exists()
         assert name in out
@@ -379,6 +379,18 @@ algorithms = ["cql"]
     page = (out / "report" / "report.html").read_text()
     assert "out of memory" in page
     assert "matrix/climbing" in page
+
+
+def test_run_folders_of_versions_before_are_refused(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "runs" / "old"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"algorithm": "bc", "rounds": 4}')
+    for name in ("policy.npz", "DONE"):
+        (folder / name).touch()
+    for arguments in (["evaluate", str(folder)], ["report", str(tmp_path)]):
+        code, _, err = run(monkeypatch, capsys, *arguments)
+        assert code == 1
+        assert "old' was written by omarl_jax before 0.2, and that reads it." in err
 
 
 def test_importing_is_light():

@@ -82,9 +82,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
 def test_without_a_sound_checkpoint_one_short_sentence_says_what_to_do(tmp_path):
     checkpoints = saved(tmp_path / "group" / "checkpoints", {"a": jnp.arange(1000.0)})
     damage(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be read.*delete '.*group' to start these runs again") as told:
+    with pytest.raises(UserError, match=r"cannot be read.*delete '.*group' to start these runs again") as message:
         checkpoints.restore({"a": jnp.zeros(1000)})
-    assert len(str(told.value)) < 500 + 2 * len(str(tmp_path))
+    assert len(str(message.value)) < 500 + 2 * len(str(tmp_path))
 
 
 def test_nothing_saved_is_nothing_to_restore(tmp_path):
@@ -159,7 +159,7 @@ def test_weights_and_biases_without_a_key_works_offline(grid, tmp_path, monkeypa
     sweep(grid, tmp_path / "out", wandb="omarl")
     (run,) = (tmp_path / "out" / "runs").iterdir()
     assert (run / "DONE").exists()
-    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert list(run.glob(f"wandb/offline-run-*/run-{loggers.run_id(run, run.name)}.wandb"))
 
 
 def test_what_is_not_finite_is_null_in_the_log(tmp_path):

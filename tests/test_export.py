@@ -266,7 +266,7 @@ def test_the_task_of_a_file_is_not_imported_either(tmp_path, monkeypatch, capsys
     (tmp_path / "a_task" / "__init__.py").touch()
     (tmp_path / "a_task" / "task.py").write_text(f"open({str(written)!r}, 'w').close()")
     monkeypatch.syspath_prepend(tmp_path)
-    spec = dataclasses.replace(SPEC, name="a_task.task/x")
+    spec = dataclasses.replace(SPEC, name="a_task.task/x", state_is_obs=True)
     save_policy(tmp_path / "policy.npz", "bc", CONFIG, spec, policy(0), {})
     steps, n = 4, spec.n_agents
     rows = from_episodes(

@@ -76,6 +76,9 @@ def test_the_name_is_that_of_the_value_however_it_is_given() -> None:
     assert one(hyperparameters={"lr": 1}).name == one(hyperparameters={"lr": 1.0}).name
     assert one(hyperparameters={"lr": np.float32(0.1)}).name != one(hyperparameters={"lr": 0.1}).name  # it is another
     assert one(options={"n_agents": 5}).name == one(options={"n_agents": np.int64(5)}).name
+    third, uav = float(np.float32(1 / 3)), {"tasks": ["uav/iot"], "datasets": ["random"], "algorithms": ["ciqr"]}
+    penalties = [one(**uav, options={"risk_penalty": value}).name for value in (np.float32(1 / 3), third, 1 / 3)]
+    assert penalties[0] == penalties[1] != penalties[2]
     assert one(updates=7).name == one(updates=np.int64(7)).name
     assert one(hyperparameters={"cql_alpha": 5.0}).name == one().name  # the published one
 

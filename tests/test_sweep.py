@@ -68,7 +68,7 @@ def test_a_grid_is_the_product_of_its_lists(grid):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ('algorithms = ["bc"]', 'algorithms = ["omr"]', "'omar'"),
         ('"particle/spread"', '"particle/spred"', "'particle/spread'"),
@@ -84,11 +84,11 @@ def test_a_grid_is_the_product_of_its_lists(grid):
         ('"particle/spread"', '"matrix/xor"', "needs continuous actions"),
     ],
 )
-def test_a_mistake_in_a_grid_is_named(grid, old, new, told):
+def test_a_mistake_in_a_grid_is_named(grid, old, new, message):
     grid.write_text(GRID.replace(old, new))
     with pytest.raises(UserError) as error:
         read_grid(grid)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value) or "grid file" in str(error.value)
 
 
@@ -150,14 +150,14 @@ def test_a_folder_is_taken_as_it_is(grid, tmp_path):
     grid.write_text(grid.read_text() + "options = { time_limit_is_terminal = true }\n")
     runs = read_grid(grid).runs
     env = make_env("particle/spread", time_limit_is_terminal=True)
-    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "kept")
+    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "cache")
     assert dataset.metadata["comparable"]
     amended = json.loads((data / "dataset.json").read_text())
     amended["metadata"] |= {"random": 0.0, "expert": 1.0, "comparable": False}
     (data / "dataset.json").write_text(json.dumps(amended))
-    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "kept")
+    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "cache")
     assert not dataset.metadata["comparable"]
-    assert dataset.metadata["expert"] == 516.8  # that of the task, which the team is judged on
+    assert dataset.metadata["expert"] == 516.8  # that of the task, on which the team is evaluated
 
 
 def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path):
@@ -185,7 +185,7 @@ def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path):
     assert not run_sweep(read_grid(grid), tmp_path / "out")  # without a checkpoint nothing is resumed
 
 
-def test_what_was_begun_goes_on_in_the_company_in_which_it_start(grid, tmp_path, monkeypatch):
+def test_what_was_started_is_resumed_in_its_original_group(grid, tmp_path, monkeypatch):
     """One run was finished for another grid; the others were killed after one of them was done."""
     grid.write_text(GRID.replace("updates = 2000", "updates = 4").replace("evaluations = 5", "evaluations = 2"))
     whole = read_grid(grid)
@@ -253,13 +253,13 @@ def test_the_presets_of_data_on_disk_are_those_of_their_recipe(grid, tmp_path):
     assert [run.config.cql_alpha for run in make_grid({"block": [block | {"preset": False}]}).runs] == [1.0, 1.0]
 
 
-def test_the_mean_of_data_on_disk_is_what_policies_are_judged_by(tmp_path):
+def test_the_mean_of_data_on_disk_is_what_policies_are_compared_with(tmp_path):
     env = make_env("uav/iot")
     [(rows, totals)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     run = dataclasses.replace(make_grid(UAV).runs[0], dataset=str(tmp_path / "data"))
     for metadata, mean in (({}, None), ({"mean_return": float(totals["return"].mean())}, totals["return"].mean())):
         save(Dataset(env.task_spec, rows, metadata), tmp_path / "data")
-        (dataset,) = open_datasets(env, run, [0], tmp_path / "kept")
+        (dataset,) = open_datasets(env, run, [0], tmp_path / "cache")
         assert dataset.metadata["mean_return"] == mean  # not the sum of rewards, which counts otherwise
         shutil.rmtree(tmp_path / "data")
 

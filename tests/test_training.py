@@ -215,8 +215,8 @@ def test_static_hyperparameters_span_a_grid_too_and_runs_stay_in_order(dataset):
     alone = train("bc", dataset, batch_size=32, lr=[0.01, 0.001], **settings)
     np.testing.assert_array_equal(both.returns[:, 4:], alone.returns)
     np.testing.assert_array_equal(both.metrics["policy_loss"][:, 4:], alone.metrics["policy_loss"])
-    policies = [trainer.policy(number).params for trainer, number in (both.trainers[5], alone.trainers[1])]
-    jax.tree.map(np.testing.assert_array_equal, *policies)
+    for run, (trainer, number) in enumerate(both.trainers):
+        np.testing.assert_array_equal(trainer.evaluate(3)["return"][number].mean(), both.returns[-1, run])
 
 
 def test_counts_must_be_positive_integers(dataset):
@@ -237,7 +237,7 @@ def test_train_refuses_bad_data(dataset, action):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"lr": np.inf}, "lr must be finite"),
         ({"lr": "much"}, "lr must be a number, not 'much'"),
@@ -248,8 +248,8 @@ def test_train_refuses_bad_data(dataset, action):
         ({"input_norm": "bach"}, "There is no input_norm 'bach'; did you mean 'batch'"),
     ],
 )
-def test_hyperparameters_must_make_sense(dataset, overrides, told):
-    with pytest.raises(UserError, match=told):
+def test_hyperparameters_must_make_sense(dataset, overrides, message):
+    with pytest.raises(UserError, match=message):
         algorithms.find("omar").configure(dataset.spec, overrides)
 
 

@@ -139,7 +139,7 @@ def validate(config: Config, spec: TaskSpec) -> None:
     for option in ("risk", "greedy_risk"):
         share = getattr(config, option)
         require(0 < share <= 1, f"{option} must lie in (0, 1], not {share}.")
-        require(config.quantiles > 0 or share == 1, f"Without quantiles nothing is known of risks: {option} must be 1.")
+        require(config.quantiles > 0 or share == 1, f"ciqr learns no quantiles here, so {option} must be 1.")
     require_positive(config, "huber", "reward_scale", "epsilon_rounds")
     require_not_negative(config, "cql_alpha", "quantiles", "first_epsilon", "last_epsilon")
     for option, has, who in (
@@ -149,8 +149,8 @@ def validate(config: Config, spec: TaskSpec) -> None:
         ("published_targets", config.quantiles == 0, "methods without quantiles"),
         ("published_penalty", config.centralised and config.quantiles == 0, "centralised methods without quantiles"),
     ):
-        only = f"{option} is for {who}: in the published code no others do that."
-        require(has or not getattr(config, option), only)
+        told = f"ciqr has no {option}: in the published code only {who} do that."
+        require(has or not getattr(config, option), told)
     most = max(config.first_epsilon, config.last_epsilon)
     require(most <= 1, f"Not more than all actions can be random: epsilon must lie in [0, 1], not {most}.")
 
