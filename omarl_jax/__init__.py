@@ -3,7 +3,7 @@
     from omarl_jax import load_dataset, train
 
     dataset = load_dataset("particle/spread", "medium", size=100_000)
-    result = train("omar", dataset, seeds=5, rounds=500)
+    result = train("omar", dataset, seeds=5, updates=500)
     print(result.scores)
 
 Importing this package touches no device; each name is imported when it is first used.
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omarl_jax.algorithms import find as find_algorithm
     from omarl_jax.data.dataset import Dataset as Dataset
-    from omarl_jax.data.recipes import load_dataset as load_dataset
-    from omarl_jax.data.recipes import make_env as make_env
     from omarl_jax.data.storage import load as open_dataset
     from omarl_jax.data.storage import save as save_dataset
     from omarl_jax.data.validation import from_episodes as from_episodes
+    from omarl_jax.datasets.catalogue import load_dataset as load_dataset
     from omarl_jax.errors import UserError as UserError
     from omarl_jax.export import load_policy as load_policy
+    from omarl_jax.presets import preset as preset
+    from omarl_jax.tasks import make_env as make_env
     from omarl_jax.training import Result as Result
     from omarl_jax.training import make_algorithm as make_algorithm
     from omarl_jax.training import train as train
@@ -32,11 +33,12 @@ _PLACES = {
     "UserError": ("errors", "UserError"),
     "find_algorithm": ("algorithms", "find"),
     "from_episodes": ("data.validation", "from_episodes"),
-    "load_dataset": ("data.recipes", "load_dataset"),
+    "load_dataset": ("datasets.catalogue", "load_dataset"),
     "load_policy": ("export", "load_policy"),
     "make_algorithm": ("training", "make_algorithm"),
-    "make_env": ("data.recipes", "make_env"),
+    "make_env": ("tasks", "make_env"),
     "open_dataset": ("data.storage", "load"),
+    "preset": ("presets", "preset"),
     "save_dataset": ("data.storage", "save"),
     "train": ("training", "train"),
 }
@@ -51,10 +53,11 @@ __all__ = [
     "make_algorithm",
     "make_env",
     "open_dataset",
+    "preset",
     "save_dataset",
     "train",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str) -> Any:

@@ -31,13 +31,15 @@ class Checkpoints:
         """Whether a folder holds a checkpoint; it need not exist."""
         return any(path.name.isdigit() for path in folder.glob("*"))
 
-    def save(self, round: int, tree: Any) -> None:
-        """Saves a state. A crash meanwhile leaves the checkpoint before it in force."""
+    def save(self, updates: int, tree: Any) -> None:
+        """Saves a state after so many updates. A crash meanwhile leaves the checkpoint before it in force."""
         try:
-            self._manager.save(round, args=ocp.args.StandardSave(tree))
+            self._manager.save(updates, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise UserError(f"The checkpoint of round {round} cannot be written to '{self.folder}': {error}.") from None
+            raise UserError(
+                f"The checkpoint after {updates} updates cannot be written to '{self.folder}': {error}."
+            ) from None
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """Reads the newest checkpoint into the structure, shapes and placement of `like`.
@@ -45,7 +47,7 @@ class Checkpoints:
         One that is damaged gives way to the one before it.
 
         Returns:
-            the state and its round; None if nothing was saved yet.
+            the state and its updates; None if nothing was saved yet.
 
         Raises:
             UserError: if no checkpoint can be read, or they belong to something else.
@@ -56,16 +58,16 @@ class Checkpoints:
 
         target = ocp.args.StandardRestore(jax.tree.map(described, like))
         reason, damaged = None, []
-        for round in sorted(self._manager.all_steps(), reverse=True):
+        for updates in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state = self._manager.restore(round, args=target)
+                state = self._manager.restore(updates, args=target)
             except Exception as error:  # Orbax raises many kinds, whatever it stumbles over
                 reason = reason or f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                damaged.append(round)
+                damaged.append(updates)
                 continue
             for later in damaged:  # which will be saved again
                 self._manager.delete(later)
-            return state, round
+            return state, updates
         if reason is None:
             return None
         raise UserError(

@@ -23,3 +23,10 @@ def check_seeds(seeds: Iterable[Any]) -> None:
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**32:
             raise UserError(f"A seed must be an integer from 0 to 2³² - 1, not {seed!r}.")
+
+
+def check_positive(**counts: Any) -> None:
+    """Raises a `UserError` for what must be a positive integer and is none."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
+            raise UserError(f"{name} must be a positive integer, not {value!r}.")

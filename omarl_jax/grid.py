@@ -1,4 +1,4 @@
-"""Grids of runs: what is to be trained, read from TOML files and checked."""
+"""Grids of runs, read from TOML files and checked."""
 
 import dataclasses
 import itertools
@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omarl_jax import algorithms, presets
-from omarl_jax.data.recipes import QUALITIES, digest, make_env
-from omarl_jax.errors import UserError, check_seeds, unknown
+from omarl_jax.data import storage
+from omarl_jax.datasets.catalogue import QUALITIES, digest
+from omarl_jax.errors import UserError, check_positive, check_seeds, unknown
 from omarl_jax.runs import Run
+from omarl_jax.tasks import make_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +21,11 @@ class Grid:
 
     Attributes:
         runs: all runs.
-        evaluations: evaluations during training, evenly spread, the last one at its end; fewer where rounds are few.
+        evaluations: evaluations during training, evenly spread, the last one at its end; fewer where updates are few.
         episodes: of each of them.
         final_episodes: of the last policy.
-        side_by_side: most runs that a device trains together (see `Layout.default`); for an accelerator whose memory
-            has no room for all runs of a program. What has begun goes on as it began.
+        side_by_side: most runs that a device trains together (see `Placement.default`); for an accelerator whose memory
+            has no room for all runs of a program. Run groups that have started keep their original value.
     """
 
     runs: list[Run]
@@ -35,7 +37,7 @@ class Grid:
 
 _COUNTS = ("evaluations", "episodes", "final_episodes", "side_by_side")
 _TOP = {"seeds", "data_seed", "block", *_COUNTS}
-_BLOCK = {"tasks", "datasets", "algorithms", "rounds", "size", "hyperparameters", "options", "variant"}
+_BLOCK = {"tasks", "datasets", "algorithms", "updates", "size", "hyperparameters", "options", "preset"}
 
 
 def read_grid(path: pathlib.Path) -> Grid:
@@ -43,8 +45,8 @@ def read_grid(path: pathlib.Path) -> Grid:
 
     At the top: `seeds`; `data_seed`, either `"seed"` (each run seed has its own data, as papers do) or a number that
     all share; `evaluations`, `episodes`, `final_episodes`. Then `[[block]]`s: `tasks`, `datasets`, `algorithms`, whose
-    product is run with the published hyperparameters (see `presets`); `hyperparameters` that differ, lists of them
-    spanning a grid; `options` of the task; `rounds`, `size`, `variant`.
+    product is run with the published hyperparameters (see `presets`), or with `preset = false` with the methods'
+    defaults; `hyperparameters` that differ, lists of them spanning a grid; `options` of the task; `updates`, `size`.
 
     Raises:
         UserError: for a file that is not such a grid, naming the mistake.
@@ -69,8 +71,7 @@ def make_grid(content: dict[str, Any]) -> Grid:
     """
     _check_names(content, _TOP, "setting")
     settings = {name: content[name] for name in _COUNTS if name in content}
-    for name, value in settings.items():
-        _check_positive(name, value)
+    check_positive(**settings)
     seeds, data_seed = content.get("seeds", [0]), content.get("data_seed", "seed")
     if not isinstance(seeds, list) or not seeds:
         raise UserError(f"seeds must be a list of integers, not {seeds!r}.")
@@ -92,16 +93,11 @@ def _expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str) -
     for name in ("hyperparameters", "options"):
         if not isinstance(block.get(name, {}), dict):
             raise UserError(f"{name} must be a table of names and values, not {block[name]!r}.")
-    for name in ("rounds", "size"):
-        if name in block:
-            _check_positive(name, block[name])
-    hyperparameters, options = block.get("hyperparameters", {}), block.get("options", {})
-    variant = block.get("variant")
-    if variant is not None and (not isinstance(variant, str) or pathlib.Path(variant).name != variant):
-        raise UserError(f"variant must be a name that a folder can have, not {variant!r}.")
-    axes = [[(k, v) for v in (vs if isinstance(vs, list) else [vs])] for k, vs in hyperparameters.items()]
-    if [] in axes:
-        raise UserError("A hyperparameter has an empty list of values.")
+    check_positive(**{name: block[name] for name in ("updates", "size") if name in block})
+    if not isinstance(block.get("preset", True), bool):
+        raise UserError(f"preset must be true or false, not {block['preset']!r}.")
+    options = block.get("options", {})
+    points = algorithms.spanned(block.get("hyperparameters", {}))
     for task, dataset, algorithm in itertools.product(block["tasks"], block["datasets"], block["algorithms"]):
         env = make_env(task, **options)
         by_recipe = dataset in QUALITIES
@@ -110,21 +106,23 @@ def _expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str) -
         if not by_recipe and "size" in block:
             raise UserError(f"size is for recipes: the data in '{dataset}' are taken as they are.")
         data_digest = digest(env, dataset, options)
+        recipe = dataset if by_recipe else str(storage.described_metadata(dataset).get("recipe"))
         method = algorithms.find(algorithm)
-        preset = presets.preset(algorithm, task, dataset)
-        for point, seed in itertools.product(itertools.product(*axes), seeds):
+        published = presets.preset(algorithm, task, recipe)
+        usual = published.overrides if block.get("preset", True) else {}
+        for point, seed in itertools.product(points, seeds):
             yield Run(
                 algorithm=algorithm,
                 task=task,
                 dataset=dataset,
-                seed=seed,
-                data_seed=0 if not by_recipe else seed if data_seed == "seed" else int(data_seed),
-                rounds=block.get("rounds", preset.rounds),
-                config=method.configure(env.task_spec, preset.overrides | dict(point)),
+                seed=int(seed),
+                data_seed=0 if not by_recipe else int(seed if data_seed == "seed" else data_seed),
+                updates=int(block.get("updates", published.updates)),
+                config=method.configure(env.task_spec, usual | point),
                 options=tuple(sorted(options.items())),
-                size=block.get("size"),
+                size=int(block["size"]) if "size" in block else None,
                 data_digest=data_digest,
-                variant=variant,
+                preset=published.source if block.get("preset", True) else "",
             )
 
 
@@ -132,8 +130,3 @@ def _check_names(content: dict[str, Any], known: set[str], kind: str) -> None:
     for name in content:
         if name not in known:
             raise unknown(kind, name, known)
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise UserError(f"{name} must be a positive integer, not {value!r}.")

@@ -1,5 +1,6 @@
 """Where metrics go: a JSON line per chunk always, Weights & Biases when it is asked for."""
 
+import hashlib
 import json
 import math
 import pathlib
@@ -13,7 +14,7 @@ class Logger(Protocol):
     """Where one run's metrics go."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """Takes the metrics of one chunk; `round` is among them."""
+        """Takes the metrics of one chunk; `updates` is among them."""
         ...
 
     def close(self) -> None:
@@ -22,17 +23,17 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """Appends to `metrics.jsonl`, cut back to a checkpoint's round first.
+    """Appends to `metrics.jsonl`, cut back to a checkpoint first.
 
     Args:
         path: the file.
-        round: rows after this one are left over from a killed run and are dropped.
+        updates: of the checkpoint; rows after it are left over from a killed run and are dropped.
     """
 
-    def __init__(self, path: pathlib.Path, round: int):
-        kept = [line for line in _lines(path) if _round(line) <= round]
+    def __init__(self, path: pathlib.Path, updates: int):
+        before = [line for line in _lines(path) if _updates(line) <= updates]
         with replacing(path) as file:
-            file.write("".join(kept).encode())
+            file.write("".join(before).encode())
         try:
             self._file = path.open("a")
         except OSError as error:
@@ -57,7 +58,7 @@ class WandB:
 
     Args:
         project: the project's name.
-        folder: where offline runs are kept.
+        folder: of the run, where offline runs are stored, too.
         name, group, config: as `wandb.init` takes them.
     """
 
@@ -69,7 +70,7 @@ class WandB:
             project=project,
             dir=folder,
             name=name,
-            id=name.replace("/", "-")[-64:],
+            id=run_id(folder, name),
             group=group,
             config=config,
             mode=None if has_key else "offline",
@@ -78,12 +79,17 @@ class WandB:
         )
 
     def log(self, row: dict[str, Any]) -> None:
-        """Logs a row at its round."""
-        self._run.log({k: v for k, v in row.items() if k != "round"}, step=row["round"])
+        """Logs a row at its number of updates."""
+        self._run.log({k: v for k, v in row.items() if k != "updates"}, step=row["updates"])
 
     def close(self) -> None:
         """Finishes the run."""
         self._run.finish()
+
+
+def run_id(folder: pathlib.Path, name: str) -> str:
+    """Identifies a run to Weights & Biases: the same run in another folder is another one."""
+    return f"{name.replace('/', '-')[-55:]}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -91,8 +97,8 @@ def _lines(path: pathlib.Path) -> list[str]:
     return text.splitlines(keepends=True)
 
 
-def _round(line: str) -> float:
+def _updates(line: str) -> float:
     try:
-        return json.loads(line)["round"]
+        return json.loads(line)["updates"]
     except (ValueError, KeyError, TypeError):  # half a line, from a run killed while writing it
         return math.inf

@@ -1,7 +1,7 @@
 """Online training: an algorithm's update steps fed from a replay buffer that its own policy fills.
 
 It makes the behaviour policies of the offline datasets and fine-tunes policies that were trained offline. Many
-environments step in parallel; each time all have made one step, the learner makes one round.
+environments step in parallel; after every step of all of them the learner makes one update.
 """
 
 import functools
@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax.collect import uniform_act
 from omarl_jax.errors import UserError
+from omarl_jax.rollout import uniform_act
 from omarl_jax.types import Act, Algorithm, Metrics, Transition
 
 
 class OnlineState(NamedTuple):
-    """Everything that online training carries from one step to the next.
+    """The state of online training.
 
     Attributes:
         learner: the algorithm's state.
         env_state: of V environments, every leaf (V, …).
-        observation: what they show, every leaf (V, …).
+        observation: their current observations, every leaf (V, …).
         buffer: a ring of transitions, every leaf (capacity, …); what an environment step adds stands together.
     """
 
@@ -37,8 +37,8 @@ class OnlineSettings(NamedTuple):
     """How experience is gathered.
 
     Attributes:
-        n_envs: V, environments that step in parallel; also the environment steps for each learning round (the
-            published particle runs make one round in 100 steps).
+        n_envs: V, environments that step in parallel; also the environment steps for each update (the published
+            particle runs make one update in 100 steps).
         capacity: transitions that the buffer holds, in steps of all environments.
         warmup: environment steps with uniformly random actions and without learning, at the start; rounded up to steps
             of all environments.
@@ -50,33 +50,33 @@ class OnlineSettings(NamedTuple):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps that each environment makes before the first round."""
+        """Steps that each environment makes before the first update."""
         return -(-self.warmup // self.n_envs)
 
 
 def init(
     algorithm: Algorithm, learner: Any, env: MultiAgentEnv, settings: OnlineSettings, key: chex.PRNGKey
 ) -> OnlineState:
-    """The state after the warm-up, for a learner that is fresh or was trained offline.
+    """The state after the warm-up, for a new learner or one that was trained offline.
 
     Raises:
-        UserError: if the method needs more than single transitions, or remembers.
+        UserError: if the method needs more than single transitions, or its policy has a memory.
     """
     if algorithm.needs.next_actions or algorithm.needs.batches > 1:
         raise UserError("This method cannot learn online: it needs more than single transitions.")
     if jax.tree.leaves(algorithm.carry):
-        raise UserError("This method cannot learn online: its policy remembers, and transitions do not tell what.")
-    wander = functools.partial(_interact, algorithm, env, uniform_act(env.task_spec), None)
+        raise UserError("This method cannot learn online: its policy has a memory, which transitions do not hold.")
+    random_step = functools.partial(_interact, algorithm, env, uniform_act(env.task_spec), None)
 
     reset_key, key = jax.random.split(key)
     env_state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, settings.n_envs))
-    _, example, _ = jax.eval_shape(wander, env_state, timestep.observation, key)
+    _, example, _ = jax.eval_shape(random_step, env_state, timestep.observation, key)
     rows = max(settings.capacity // settings.n_envs, 1) * settings.n_envs
     buffer = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), example)
 
     def step(state: OnlineState, number: chex.Array) -> tuple[OnlineState, None]:
-        seen, new, _ = wander(state.env_state, state.observation, jax.random.fold_in(key, number))
-        return OnlineState(learner, *seen, _written(state.buffer, new, number)), None
+        after, new, _ = random_step(state.env_state, state.observation, jax.random.fold_in(key, number))
+        return OnlineState(learner, *after, _written(state.buffer, new, number)), None
 
     state = OnlineState(learner, env_state, timestep.observation, buffer)
     return jax.lax.scan(step, state, jnp.arange(settings.warmup_steps))[0]
@@ -90,7 +90,7 @@ def step(
     step: chex.Array,
     key: chex.PRNGKey,
 ) -> tuple[OnlineState, Metrics]:
-    """One step of every environment, then one learning round.
+    """One step of every environment, then one update.
 
     Args:
         step: () int32, steps that each environment has made since the warm-up. All runs of a `vmap` must share it: then
@@ -102,7 +102,7 @@ def step(
     """
     act_key, sample_key, update_key = jax.random.split(jax.random.fold_in(key, step), 3)
     policy = state.learner.policy
-    seen, new, played = _interact(algorithm, env, algorithm.act, policy, state.env_state, state.observation, act_key)
+    after, new, played = _interact(algorithm, env, algorithm.act, policy, state.env_state, state.observation, act_key)
     number = settings.warmup_steps + step
     buffer = _written(state.buffer, new, number)
     filled = jnp.minimum((number + 1) * settings.n_envs, _capacity(buffer))
@@ -110,7 +110,7 @@ def step(
     batch = jax.tree.map(lambda ring: ring[drawn], buffer)
     learner, metrics = algorithm.update(state.learner, batch, update_key)
     metrics |= {name: values.mean() for name, values in played.items()}
-    return OnlineState(learner, *seen, buffer), metrics
+    return OnlineState(learner, *after, buffer), metrics
 
 
 def _capacity(buffer: Transition) -> int:

@@ -1,4 +1,12 @@
-"""What a run is, how it is named, and its folder on disk."""
+"""What a run is, how it is named, and its folder on disk.
+
+config.json       what the run is (`Run`), its data, and reference returns; written at the start
+metrics.jsonl     a line for each chunk of training: `updates`, the method's metrics, `return`
+evaluations.npz   `updates` (E,), `returns` (E, episodes); at the end `final_…` (episodes,) of the last policy
+policy.npz        the last policy (see `export`)
+run.json          the outcome, versions, device, speed
+DONE              empty, written last
+"""
 
 import dataclasses
 import datetime
@@ -6,6 +14,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import numbers
 import os
 import pathlib
 import platform
@@ -16,11 +25,13 @@ import numpy as np
 import omarl_envs
 
 import omarl_jax
-from omarl_jax import presets
+from omarl_jax import algorithms, presets
 from omarl_jax.data.dataset import Dataset
+from omarl_jax.datasets.catalogue import default_size
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
-from omarl_jax.files import read_arrays, replacing
+from omarl_jax.files import RUN_FORMAT, read_arrays, replacing
+from omarl_jax.report import published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +39,17 @@ class Run:
     """One run, decided before anything is computed.
 
     Attributes:
-        algorithm: the method's name.
+        algorithm: the name of the method or variant.
         task: `family/task`.
         dataset: a recipe (`random`, `medium` …) or the path of a dataset on disk.
         seed: of training.
         data_seed: of the data.
-        rounds: learning rounds.
+        updates: gradient steps of every network.
         config: the method's hyperparameters.
         options: constructor arguments of the task.
         size: transitions of the data, None for the recipe's own number.
-        data_digest: what the data are made from (see `recipes.digest`).
-        variant: what to call the method in tables, where it is a named variant of it.
+        data_digest: what the data are made from (see `datasets.catalogue.digest`).
+        preset: where the published hyperparameters stand that it was started with; empty without any.
     """
 
     algorithm: str
@@ -46,25 +57,57 @@ class Run:
     dataset: str
     seed: int
     data_seed: int
-    rounds: int
+    updates: int
     config: Any
     options: tuple[tuple[str, Any], ...] = ()
     size: int | None = None
     data_digest: str = ""
-    variant: str | None = None
+    preset: str = ""
 
     @property
     def config_hash(self) -> str:
-        """Names everything about the run but its seeds."""
-        described = dataclasses.asdict(dataclasses.replace(self, seed=0, data_seed=0))
-        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        """Identifies everything about the run but its seeds.
+
+        Of the hyperparameters only those that differ from the method's defaults count, so that a method may gain one
+        without renaming any run; where a default changes its meaning, `Config.version` is raised.
+        """
+        method = algorithms.find(self.algorithm)
+        identity = {
+            "method": method.base,
+            "version": method.version,
+            "config": method.changes(self.config),
+            "task": self.task,
+            "dataset": pathlib.Path(self.dataset).name,  # its content is in the digest, wherever it lies
+            "updates": self.updates,
+            "options": dict(self.options),
+            "size": self.size,
+            "data_digest": self.data_digest,
+        }
+        return hashlib.sha256(json.dumps(_canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         data = pathlib.Path(self.dataset).name
         seeds = f"seed{self.seed}" if self.data_seed == self.seed else f"seed{self.seed}-data{self.data_seed}"
-        return f"{self.task.replace('/', '-')}_{data}_{self.variant or self.algorithm}_{self.config_hash}_{seeds}"
+        return f"{self.task.replace('/', '-')}_{data}_{self.algorithm}_{self.config_hash}_{seeds}"
+
+
+def _canonical(value: Any) -> Any:
+    """A value as JSON that is the same however it was given: lists for tuples, Python's numbers for NumPy's."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return repr(float(value))
+    if isinstance(value, dict):
+        return {str(name): _canonical(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_canonical(one) for one in value]
+    return str(value)
 
 
 class RunFolder:
@@ -82,24 +125,35 @@ class RunFolder:
         """Whether the run is finished: `DONE` is written last."""
         return (self.path / "DONE").exists()
 
-    def begin(self, run: Run, dataset: Dataset, data_hash: str) -> None:
-        """Writes what the run is."""
-        known = ("mean_return", "mean_score", "metrics", "comparable", "behaviour")
+    def start(self, run: Run, dataset: Dataset, data_hash: str) -> None:
+        """Writes what the run is.
+
+        Args:
+            run: the run.
+            dataset: its data.
+            data_hash: their content hash.
+        """
+        known = ("recipe", "mean_return", "mean_score", "metrics", "comparable", "behaviour")
         reference = dataset.metadata.get("random"), dataset.metadata.get("expert")
         self._write_json(
             "config.json",
             {
+                "format": RUN_FORMAT,
                 "algorithm": run.algorithm,
-                "variant": run.variant,
+                "base": algorithms.find(run.algorithm).base,
                 "task": run.task,
                 "dataset": run.dataset,
                 "seed": run.seed,
                 "data_seed": run.data_seed,
-                "rounds": run.rounds,
+                "updates": run.updates,
                 "options": dict(run.options),
                 "config": dataclasses.asdict(run.config),
                 "config_hash": run.config_hash,
-                "preset": presets.preset(run.algorithm, run.task, run.dataset).source,
+                "preset": run.preset,
+                # What a report needs to know of methods and tasks, which it does not import.
+                "as_published": _as_published(run),
+                "default_size": default_size(run.task, run.dataset),
+                "task_defaults": omarl_envs.defaults(run.task),
                 "data": {k: dataset.metadata.get(k) for k in known} | {"size": dataset.size, "hash": data_hash},
                 "reference": None
                 if None in reference
@@ -108,18 +162,23 @@ class RunFolder:
         )
 
     def evaluations(self, until: int) -> dict[str, list[np.ndarray]]:
-        """What was evaluated up to a round, each quantity with its `rounds`; nothing if there is no such file yet."""
+        """The evaluations after at most so many updates, `updates` and `returns`; empty if there is no file yet."""
         path = self.path / "evaluations.npz"
         if not path.exists():
-            return {"rounds": [], "returns": []}
+            return {"updates": [], "returns": []}
         try:
             arrays = read_arrays(path)
-            return {name: list(arrays[name][arrays["rounds"] <= until]) for name in ("rounds", "returns")}
+            return {name: list(arrays[name][arrays["updates"] <= until]) for name in ("updates", "returns")}
         except (UserError, KeyError):
             raise UserError(f"'{path}' is damaged; delete it to go on without the evaluations so far.") from None
 
     def write_evaluations(self, evaluations: dict[str, Any], final: dict[str, np.ndarray] | None = None) -> None:
-        """Writes evaluations during training, and those of the last policy once there are."""
+        """Writes the evaluations.
+
+        Args:
+            evaluations: during training, `updates` (E,) and `returns` (E, episodes).
+            final: quantities of the last policy's episodes, each (episodes,); None before the end.
+        """
         arrays: dict[str, Any] = {name: np.array(values) for name, values in evaluations.items()}
         if final is not None:
             arrays |= {f"final_{'returns' if name == 'return' else name}": values for name, values in final.items()}
@@ -127,7 +186,14 @@ class RunFolder:
             np.savez_compressed(partial, **arrays)
 
     def finish(self, run: Run, spec: Any, policy: Any, record: dict[str, Any]) -> None:
-        """Writes the policy and the record, and `DONE` last."""
+        """Writes the policy and the record, and `DONE` last.
+
+        Args:
+            run: the run.
+            spec: its task.
+            policy: its last policy, on the host.
+            record: what `run.json` holds: the outcome, and what the numbers may depend on.
+        """
         metadata = {"run": run.name, "options": dict(run.options)}
         save_policy(self.path / "policy.npz", run.algorithm, run.config, spec, policy, metadata)
         self._write_json("run.json", record)
@@ -137,6 +203,15 @@ class RunFolder:
     def _write_json(self, name: str, value: Any) -> None:
         with replacing(self.path / name) as partial:
             partial.write(json.dumps(value, indent=2, default=str, allow_nan=False).encode())
+
+
+def _as_published(run: Run) -> bool:
+    """Whether hyperparameters and updates are those of the published score, if there is one."""
+    if published.lookup(run.task, run.dataset, run.algorithm) is None:
+        return False
+    preset = presets.preset(run.algorithm, run.task, run.dataset)
+    config = dataclasses.asdict(algorithms.find(run.algorithm).defaults) | preset.overrides
+    return config == dataclasses.asdict(run.config) and preset.updates == run.updates
 
 
 def environment_record() -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Sweeps: the runs of a grid, packed into programs, trained, resumed after a kill.
+"""Sweeps: the runs of a grid, trained in groups, resumed after a kill.
 
-A *pack* is the runs that share one program: same method, static hyperparameters, task, data recipe and rounds. Its
-order of runs and its layout are written down when it first starts, since another layout rounds differently; a pack
-that was killed continues from its checkpoint with the same layout and ends with the same numbers.
+A *run group* is the runs that share one program: same method, static hyperparameters, task, data recipe and number of
+updates. The order of its runs and their placement are written to `groups/<hash>/group.json` when it first starts, since
+another placement rounds differently; a group that was killed continues from its checkpoint with the same placement and
+ends with the same numbers.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import hashlib
 import json
 import math
 import pathlib
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,42 +23,44 @@ from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, loggers
 from omarl_jax.checkpoint import Checkpoints
-from omarl_jax.data import logs, storage
+from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.recipes import QUALITIES, load_datasets, make_env, scores
+from omarl_jax.datasets import replay
+from omarl_jax.datasets.catalogue import QUALITIES, load_datasets
 from omarl_jax.errors import UserError
-from omarl_jax.files import replacing, require_writable
+from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
-from omarl_jax.layout import Layout
+from omarl_jax.placement import Placement
 from omarl_jax.runs import Run, RunFolder, environment_record
-from omarl_jax.training import Trainer, chunk_ends
+from omarl_jax.tasks import make_env, reference_metadata
+from omarl_jax.training import Chunk, Trainer, fit
 
 
 class Progress(NamedTuple):
-    """What is told of a pack when it goes on from a checkpoint, after each chunk, and if it was done already.
+    """Progress report of a run group, sent on resume, after every chunk, and once if it was already complete.
 
     Attributes:
-        round: learning rounds done.
-        updates_per_second: learning rounds of all runs of the pack, of the last chunk, evaluation left out; NaN if
-            there was none.
+        updates: updates made with each run.
+        updates_per_second: of all runs of the group together in the last chunk, without evaluation; NaN if there was
+            none.
         unit: `score` if the task has a reference to normalise with, else `return`.
         value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have, or if
             there was none.
     """
 
-    round: int
+    updates: int
     updates_per_second: float = math.nan
     unit: str = "return"
     value: float = math.nan
 
 
-def packs(runs: Sequence[Run]) -> list[list[Run]]:
+def run_groups(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups runs that share a program, in the order of their first appearance."""
     grouped: dict[Any, list[Run]] = {}
     for run in runs:
         static = jax.tree.structure(run.config)
         options = repr(run.options)  # a list among them could be no key
-        key = (run.algorithm, static, run.task, options, run.dataset, run.size, run.rounds)
+        key = (run.algorithm, static, run.task, options, run.dataset, run.size, run.updates)
         grouped.setdefault(key, []).append(run)
     return list(grouped.values())
 
@@ -66,56 +68,64 @@ def packs(runs: Sequence[Run]) -> list[list[Run]]:
 def sweep(
     grid: Grid,
     out: pathlib.Path,
-    report: Callable[[int, Progress], None] = lambda pack, progress: None,
+    report: Callable[[int, Progress], None] = lambda group, progress: None,
     wandb: str | None = None,
 ) -> dict[str, str]:
     """Trains all runs of a grid that are not done yet.
 
     Args:
         grid: the runs.
-        out: folder; `out/runs` holds a folder for each run, `out/packs` the checkpoints, `out/data` parts of logs.
-        report: told how it goes on, with the number of the pack among `packs(grid.runs)`.
+        out: folder; `out/runs` holds a folder for each run, `out/groups` the checkpoints, `out/data` parts of logs.
+        report: receives progress, with the number of the group among `run_groups(grid.runs)`.
         wandb: a Weights & Biases project to log to.
 
     Returns:
         the names of runs that failed, with the reason. A run that diverges is not among them: it is finished and
         marked in its folder.
+
+    Raises:
+        UserError: if the folder cannot be written, or another version wrote its runs.
     """
     require_writable(out / "runs" / "DONE")
+    for config in (out / "runs").glob("*/config.json"):
+        read_run_config(config.parent)
     failed: dict[str, str] = {}
-    for number, pack in enumerate(packs(grid.runs)):
-        parts = _unfinished(pack, out)
-        if not parts:
-            report(number, Progress(pack[0].rounds))
-        for part in parts:
+    for number, group in enumerate(run_groups(grid.runs)):
+        unfinished = _unfinished(group, out)
+        if not unfinished:
+            report(number, Progress(group[0].updates))
+        for runs in unfinished:
             try:
-                train_pack(part, grid, out, functools.partial(report, number), wandb)
+                train_group(runs, grid, out, functools.partial(report, number), wandb)
             except UserError as error:
-                failed |= {run.name: str(error) for run in part}
+                failed |= {run.name: str(error) for run in runs}
             except Exception as error:  # one failing program must not stop the others
-                file = _pack_folder(part, out) / "error.txt"
+                file = _group_folder(runs, out) / "error.txt"
                 with contextlib.suppress(UserError), replacing(file) as partial:  # the disk may be what failed
                     partial.write(traceback.format_exc().encode())
-                failed |= {run.name: f"{type(error).__name__}: {error} (see '{file}')" for run in part}
+                failed |= {run.name: f"{type(error).__name__}: {error} (see '{file}')" for run in runs}
     return failed
 
 
-def _unfinished(pack: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
-    """What is left of a pack: first what was begun, in the company in which it began, whatever the grid was then."""
-    by_name = {run.name: run for run in pack}
-    left = {run.name for run in pack if not RunFolder(out / "runs" / run.name).done}
-    parts = []
-    for file in sorted((out / "packs").glob("*/pack.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: told when the pack itself is wanted
-            begun = json.loads(file.read_text())["runs"]
-            if not left.isdisjoint(begun) and by_name.keys() >= set(begun):
-                parts.append([by_name[name] for name in begun])
-                left -= set(begun)
-    fresh = [run for run in pack if run.name in left]
-    return [*parts, fresh] if fresh else parts
+def _unfinished(group: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
+    """The unfinished runs of a group.
+
+    Runs that already started are resumed in their original group, even if the grid has changed since.
+    """
+    by_name = {run.name: run for run in group}
+    left = {run.name for run in group if not RunFolder(out / "runs" / run.name).done}
+    groups = []
+    for file in sorted((out / "groups").glob("*/group.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: an error when this group is trained
+            started = json.loads(file.read_text())["runs"]
+            if not left.isdisjoint(started) and by_name.keys() >= set(started):
+                groups.append([by_name[name] for name in started])
+                left -= set(started)
+    fresh = [run for run in group if run.name in left]
+    return [*groups, fresh] if fresh else groups
 
 
-def train_pack(
+def train_group(
     runs: Sequence[Run],
     grid: Grid,
     out: pathlib.Path,
@@ -124,7 +134,14 @@ def train_pack(
 ) -> None:
     """Trains the runs of one program to the end, from their checkpoint if there is one.
 
-    A run that was finished in other company learns along, and what is written of it stays as it is.
+    A run that another group has finished is trained again with this group, but its files are not touched.
+
+    Args:
+        runs: a run group.
+        grid: with how much to evaluate.
+        out: as in `sweep`.
+        report: receives progress.
+        wandb: a Weights & Biases project to log to.
     """
     first = runs[0]
     env = make_env(first.task, **dict(first.options))
@@ -133,9 +150,9 @@ def train_pack(
     hashes = [storage.content_hash(dataset) for dataset in datasets]
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
-    folder = _pack_folder(runs, out)
+    folder = _group_folder(runs, out)
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
-    layout, origin = _begin(folder, runs, settings, hashes, grid.side_by_side)
+    placement, origin = _start(folder, runs, settings, hashes, grid.side_by_side)
     trainer = Trainer(
         algorithms.find(first.algorithm),
         [run.config for run in runs],
@@ -143,51 +160,60 @@ def train_pack(
         datasets,
         data_of,
         env,
-        layout,
+        placement,
     )
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
         if (saved := checkpoints.restore(trainer.runs)) is not None:
             trainer.resume(*saved)
-            report(Progress(trainer.round))
+            report(Progress(trainer.updates))
         outputs: dict[int, _Output] = {}
         for i, (run, data) in enumerate(zip(runs, data_of, strict=True)):
             run_folder = RunFolder(out / "runs" / run.name)
             if not run_folder.done:
-                run_folder.begin(run, datasets[data], hashes[data])
-                outputs[i] = opened.enter_context(contextlib.closing(_Output(run, run_folder, trainer.round, wandb)))
+                run_folder.start(run, datasets[data], hashes[data])
+                outputs[i] = opened.enter_context(contextlib.closing(_Output(run, run_folder, trainer.updates, wandb)))
         del datasets  # the trainer has them
-        _train(trainer, grid, first.rounds, outputs, checkpoints, report, origin)
+        _train(trainer, grid, first.updates, outputs, checkpoints, report, origin)
 
 
 class _Output:
     """Where the numbers of one run go."""
 
-    def __init__(self, run: Run, folder: RunFolder, round: int, wandb: str | None):
+    def __init__(self, run: Run, folder: RunFolder, updates: int, wandb: str | None):
         self.run, self.folder = run, folder
-        self._evaluations = folder.evaluations(until=round)
-        self._sinks: list[loggers.Logger] = [loggers.JsonLines(folder.path / "metrics.jsonl", round)]
+        self._evaluations = folder.evaluations(until=updates)
+        self._sinks: list[loggers.Logger] = [loggers.JsonLines(folder.path / "metrics.jsonl", updates)]
         if wandb is not None:
             config = dataclasses.asdict(run.config) | {"task": run.task, "dataset": run.dataset, "seed": run.seed}
-            group = f"{run.variant or run.algorithm}-{run.config_hash}"
+            group = f"{run.algorithm}-{run.config_hash}"
             self._sinks.append(loggers.WandB(wandb, folder.path, run.name, group, config))
 
-    def log(self, round: int, metrics: dict[str, float], returns: np.ndarray) -> None:
-        """Writes down a chunk and the evaluation after it, returns (episodes,)."""
-        row = {"round": round, **metrics, "return": float(returns.mean())}
+    def log(self, chunk: Chunk, i: int) -> None:
+        """Writes a chunk of training, and the evaluation after it, of run i of its trainer."""
+        returns = chunk.returns[i]
+        metrics = {name: float(values[i]) for name, values in chunk.metrics.items()}
+        rate = {"updates_per_second": chunk.updates_per_second}
         for sink in self._sinks:
-            sink.log(row)
-        self._evaluations["rounds"].append(np.asarray(round))
+            sink.log({"updates": chunk.updates} | metrics | rate | {"return": float(returns.mean())})
+        self._evaluations["updates"].append(np.asarray(chunk.updates))
         self._evaluations["returns"].append(returns)
         self.folder.write_evaluations(self._evaluations)
 
     def finish(self, final: dict[str, np.ndarray], trainer: Trainer, i: int, record: dict[str, Any]) -> None:
-        """Writes down run i of a trainer that has come to its end."""
+        """Writes the end of run i of a trainer.
+
+        Args:
+            final: quantities of the last policy's episodes, each (episodes,).
+            trainer: after its last update.
+            i: the number of the run there.
+            record: what the numbers may depend on.
+        """
         self.folder.write_evaluations(self._evaluations, final)
         diverged = int(trainer.diverged_at[i])
         outcome: dict[str, Any] = {"status": "finished", "diverged_at": None, "reason": None}
         if diverged >= 0:
-            reason = f"not finite from round {diverged} on; the policy is the last good one"
+            reason = f"not finite from update {diverged} on; the policy is the last good one"
             outcome = {"status": "diverged", "diverged_at": diverged, "reason": reason}
         self.folder.finish(self.run, trainer.spec, trainer.policy(i), record | outcome)
 
@@ -200,7 +226,7 @@ class _Output:
 def _train(
     trainer: Trainer,
     grid: Grid,
-    rounds: int,
+    updates: int,
     outputs: dict[int, _Output],
     checkpoints: Checkpoints,
     report: Callable[[Progress], None],
@@ -211,68 +237,65 @@ def _train(
     Args:
         trainer: the runs, as far as they are.
         grid: with how much to evaluate.
-        rounds: learning rounds of each run.
-        outputs: of the runs, by their number, that are to be written down.
+        updates: of each run.
+        outputs: of the runs that are to be written, by their number in the trainer.
         checkpoints: where to save.
-        report: told after each chunk.
-        origin: the environment in which they began, as `environment_record` has it; empty if it is this one.
+        report: receives progress after each chunk.
+        origin: the environment in which they started, as `environment_record` has it; empty if it is this one.
     """
     assert trainer.env is not None
     reference = trainer.env.reference
     rates = []
-    for end in (n for n in chunk_ends(rounds, grid.evaluations) if n > trainer.round):
-        began, size = time.perf_counter(), end - trainer.round
-        metrics = trainer.advance(size)
-        rates.append(size * trainer.n_runs / (time.perf_counter() - began))
-        returns = trainer.evaluate(grid.episodes)["return"]
+    for chunk in fit(trainer, updates, grid.evaluations, grid.episodes):
         for i, output in outputs.items():
-            of_run = {name: float(values[i]) for name, values in metrics.items()}
-            output.log(trainer.round, of_run | {"updates_per_second": rates[-1]}, returns[i])
-        checkpoints.save(trainer.round, trainer.runs)
-        sound = returns[trainer.diverged_at < 0]
-        mean = float(sound.mean()) if len(sound) else math.nan
+            output.log(chunk, i)
+        checkpoints.save(trainer.updates, trainer.runs)
+        rates.append(chunk.updates_per_second)
+        finite = chunk.returns[trainer.diverged_at < 0]
+        mean = float(finite.mean()) if len(finite) else math.nan
         unit, value = ("return", mean) if reference is None else ("score", float(reference.normalise(mean)))
-        report(Progress(trainer.round, rates[-1], unit, value))
+        report(Progress(trainer.updates, rates[-1], unit, value))
 
     final = trainer.evaluate(grid.final_episodes)
     now = environment_record()
     changed = {name: value for name, value in origin.items() if value != now[name]}
     record = now | {
-        "began_with": changed,  # what was otherwise when it began: the same numbers cannot be promised then
-        "pack": checkpoints.folder.parent.name,
-        "layout": dataclasses.asdict(trainer.layout),
+        "started_with": changed,  # what was different at the start: the same numbers cannot be promised then
+        "group": checkpoints.folder.parent.name,
+        "placement": dataclasses.asdict(trainer.placement),
         "updates_per_second": float(np.median(rates)) if rates else None,
     }
     for i, output in outputs.items():
         output.finish({name: values[i] for name, values in final.items()}, trainer, i, record)
 
 
-def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], kept: pathlib.Path) -> list[Dataset]:
+def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache: pathlib.Path) -> list[Dataset]:
     """The data of runs that differ in their data's seed: made by their recipe, or read from disk.
 
-    Parts of logs are kept in a folder: to learn them takes minutes, and on other devices others would be learned.
+    Parts of logs are stored in the folder `cache`: to learn them takes minutes, and on other devices others would be
+    learned.
     """
-    if run.dataset in logs.PARTS:
-        return _kept(env, run, data_seeds, kept)
+    if run.dataset in replay.SLICES:
+        return _cached(env, run, data_seeds, cache)
     if run.dataset in QUALITIES:
         return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
     dataset = storage.load(run.dataset, env.task_spec)
-    made_with = dataset.metadata.get("options", {})
-    if made_with != json.loads(json.dumps(dict(run.options))):
-        raise UserError(f"The data in '{run.dataset}' were made with the task's options {made_with}: give the same.")
+    options = dataset.metadata.get("options", {})
+    if options != json.loads(json.dumps(dict(run.options))):
+        raise UserError(f"The data in '{run.dataset}' were made with the task's options {options}: give the same.")
     metadata = dataset.metadata
     mean_return = metadata.get("mean_return")
     # A task that knows more may count it otherwise; and parts of episodes have no return.
     if mean_return is None and env.metric_names == ("return",) and dataset.whole_episodes.all():
         mean_return = float(dataset.episode_returns().mean())
-    known = scores(env, mean_return)
+    known = reference_metadata(env, mean_return)
     if env.reference is None:  # the data may know more
         return [dataclasses.replace(dataset, metadata=known | metadata)] * len(data_seeds)
     comparable = known["comparable"] and metadata.get("comparable", True)
     return [dataclasses.replace(dataset, metadata=metadata | known | {"comparable": comparable})] * len(data_seeds)
 
 
-def _kept(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pathlib.Path) -> list[Dataset]:
+def _cached(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pathlib.Path) -> list[Dataset]:
     recipe = json.dumps([run.task, run.dataset, run.options, run.size, run.data_digest], default=str)
     name = f"{run.task.replace('/', '-')}_{run.dataset}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     folders = {seed: folder / f"{name}_seed{seed}" for seed in data_seeds}
@@ -283,48 +306,49 @@ def _kept(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pathl
     return [storage.load(folders[seed], env.task_spec) for seed in data_seeds]
 
 
-def _pack_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
+def _group_folder(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     names = "\n".join(run.name for run in runs)
-    return out / "packs" / hashlib.sha256(names.encode()).hexdigest()[:12]
+    return out / "groups" / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
-def _begin(
+def _start(
     folder: pathlib.Path, runs: Sequence[Run], settings: dict[str, int], data: list[str], side_by_side: int | None
-) -> tuple[Layout, dict[str, Any]]:
-    """Writes down how a pack is trained, or reads how it began: settings and data must not change then.
+) -> tuple[Placement, dict[str, Any]]:
+    """Writes how a group is trained, or reads how it started: settings and data must not change then.
 
     Returns:
-        the layout, and what `environment_record` said in the beginning, without its date.
+        the placement, and what `environment_record` said at the start, without its date.
     """
-    path, now = folder / "pack.json", environment_record()
-    if not path.exists() or not Checkpoints.any_in(folder / "checkpoints"):  # what left nothing has not begun
-        layout = Layout.default(len(runs), side_by_side)
-        plan = {"runs": [run.name for run in runs], "layout": dataclasses.asdict(layout), "settings": settings}
+    path, now = folder / "group.json", environment_record()
+    if not path.exists() or not Checkpoints.any_in(folder / "checkpoints"):  # without a checkpoint nothing is resumed
+        placement = Placement.default(len(runs), side_by_side)
+        content = {"runs": [run.name for run in runs], "placement": dataclasses.asdict(placement)}
         with replacing(path) as file:
-            file.write(json.dumps(plan | {"data": data} | now, indent=2).encode())
-        return layout, {}
+            file.write(json.dumps(content | {"settings": settings, "data": data} | now, indent=2).encode())
+        return placement, {}
     try:
         content = json.loads(path.read_text())
-        layout, began_with, began_on = Layout(**content["layout"]), dict(content["settings"]), content["data"]
-        began = {name: content[name] for name in now if name in content and name != "date"}
+        placement, old_settings = Placement(**content["placement"]), dict(content["settings"])
+        old_data = content["data"]
+        origin = {name: content[name] for name in now if name in content and name != "date"}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
-    if began_with != settings:
+    if old_settings != settings:
         raise UserError(
-            f"These runs began with {_listed(began_with)}, not with {_listed(settings)}: give the same, or delete "
+            f"These runs started with {_listed(old_settings)}, not with {_listed(settings)}: give the same, or delete "
             f"'{path.parent}' to start them again."
         )
-    if layout.devices > jax.device_count():
+    if placement.devices > jax.device_count():
         raise UserError(
-            f"These runs began on {layout.devices} devices and here are {jax.device_count()} (on a CPU, "
+            f"These runs started on {placement.devices} devices and here are {jax.device_count()} (on a CPU, "
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
         )
-    if began_on != data:
+    if old_data != data:
         raise UserError(
-            "These runs began on other data: another version or number of devices has made them anew, and not alike; "
+            "These runs started on other data: another version or number of devices has made them anew, and not alike; "
             f"delete '{path.parent}' to start these runs again."
         )
-    return layout, began
+    return placement, origin
 
 
 def _listed(settings: dict[str, int]) -> str:

@@ -141,6 +141,10 @@ class Act(Protocol):
     ) -> tuple[chex.Array, Any]: ...
 
 
+class ReturnQuantiles(Protocol):
+    def __call__(self, policy: Any, obs: chex.Array, /) -> tuple[chex.Array, chex.Array]: ...
+
+
 class Algorithm(NamedTuple):
     """A learning method as pure functions of arrays, made by the factory in its file from a config and a `TaskSpec`.
 
@@ -155,6 +159,9 @@ class Algorithm(NamedTuple):
         explores: whether `explore` changes what `act` does; online training needs a method that does.
         values: (state, batch) -> (heads, B, G), the values of the batch's actions, for probes; None for methods without
             values.
+        return_quantiles: (policy, obs (N, O)) -> fractions (Q,), values (G, Q) in units of returns: the quantiles of
+            the return of each agent's greedy action (G = N) or of all of them together (G = 1). None for methods that
+            learn no distribution.
     """
 
     init: Init
@@ -164,6 +171,7 @@ class Algorithm(NamedTuple):
     carry: Any = ()
     explores: bool = False
     values: Callable[[Any, Transition], chex.Array] | None = None
+    return_quantiles: ReturnQuantiles | None = None
 
 
 def config(cls: type[_C]) -> type[_C]:
@@ -174,6 +182,7 @@ def config(cls: type[_C]) -> type[_C]:
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     kinds = typing.get_type_hints(cls)  # not `Field.type`, which can be a string
-    floats = [name for name, kind in kinds.items() if kind is float]
-    static = [name for name, kind in kinds.items() if kind is not float]
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # no class variables
+    floats = [name for name in fields if kinds[name] is float]
+    static = [name for name in fields if kinds[name] is not float]
     return jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=static)

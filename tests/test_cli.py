@@ -1,5 +1,7 @@
 """The command line, as a user meets it."""
 
+import dataclasses
+import inspect
 import io
 import json
 import re
@@ -13,13 +15,15 @@ from omarl_envs import make
 from rich.console import Console
 
 import omarl_jax.sweep
-from omarl_jax import cli, evaluation, grid
-from omarl_jax.cli import learn, terminal
-from omarl_jax.collect import collect_rows, uniform_act
+from omarl_jax import cli, grid, load_dataset, rollout, train
+from omarl_jax.cli import sweep as cli_sweep
+from omarl_jax.cli import terminal
+from omarl_jax.cli import train as cli_train
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.importers import write_csv
+from omarl_jax.data.importers.macqr_csv import write_csv
 from omarl_jax.export import load_policy
-from omarl_jax.sweep import Progress as Told
+from omarl_jax.rollout import collect, uniform_act
+from omarl_jax.sweep import Progress as Report
 
 SHORT = ("--episodes", "5", "--final-episodes", "5")  # as many both times, so that it is compiled once
 
@@ -56,7 +60,7 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["train", "omr", "particle/spread", "random"], "'omar'"),
         (["train", "bc", "particle/spred", "random"], "'particle/spread'"),
@@ -64,6 +68,10 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["train", "bc", "matrix/xor", "random"], "needs continuous actions"),
         (["train", "ciqr", "particle/spread", "random"], "needs discrete actions"),
         (["train", "bc", "particle/spread", "random", "--lr", "-1"], "lr must be positive"),
+        (
+            ["train", "ccqr", "uav/iot", "random", "--centralised", "False"],
+            "'ccqr' is 'ciqr' with centralised=True; to train with centralised=False, name 'ciqr'.",
+        ),
         (["colect"], "'collect'"),
         (["data", "lst"], "'list'"),
         (["collect", "particle/spread", "mediun", "--out", "data"], "'medium'"),
@@ -95,11 +103,11 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["behaviour", "particle/tag", "--out", "x.npz", "--medium", "1", "--expert", "2", "--every", "7"], "multiple"),
     ],
 )
-def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, told):
+def test_a_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 1
-    assert told in err
+    assert message in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
@@ -111,41 +119,46 @@ def test_help_names_arguments_and_says_what_holds_by_default(monkeypatch, capsys
     assert "Adam's learning rate, of policies and critics. (default: 0.01, or what was published)" in out
     assert "(default: 64 64, or what was published)" in out
     assert "default: None" not in out
+    _, out, _ = run(monkeypatch, capsys, "train", "ccqr", "--help")
+    out = " ".join(out.replace("│", " ").split())
+    assert "MA-CCQR: conservative quantile regression with value decomposition" in out
+    assert "(default: 0.0001, or what was published)" in out
+    assert "(default: True, fixed by ccqr)" in out
 
 
-def test_the_time_left_is_told_however_long_a_chunk_takes_and_narrow_the_terminal(monkeypatch, tmp_path):
-    """Of three packs the first was done before; chunks of the second take 83 seconds."""
+def test_the_time_left_is_shown_however_long_a_chunk_takes_and_narrow_the_terminal(monkeypatch, tmp_path):
+    """Of three groups the first was done before; chunks of the second take 83 seconds."""
     now, bars, screen = 0.0, [], Console(file=io.StringIO(), width=80)
-    monkeypatch.setattr(learn, "console", screen)
+    monkeypatch.setattr(cli_sweep, "console", screen)
 
-    class Watched(learn.Progress):
+    class Watched(cli_sweep.Progress):
         def __init__(self, *columns, **options):
             super().__init__(*columns, **options, get_time=lambda: now)
             bars.append(self)
 
-    def sweep(grid, out, tell, wandb):
+    def sweep(grid, out, show, wandb):
         nonlocal now
-        tell(0, Told(1000))
+        show(0, Report(1000))
         for chunk in range(1, 4):
             now += 83.0
-            tell(1, Told(100 * chunk, 18.0, "score", 3.0))
+            show(1, Report(100 * chunk, 18.0, "score", 3.0))
         everything, _, second, third = bars[0].tasks
         assert second.time_remaining == 7 * 83
         assert everything.time_remaining == 17 * 83
         assert third.start_time is None
         return {}
 
-    monkeypatch.setattr(learn, "Progress", Watched)
+    monkeypatch.setattr(cli_sweep, "Progress", Watched)
     monkeypatch.setattr(omarl_jax.sweep, "sweep", sweep)
-    block = {"tasks": ["particle/spread"], "datasets": ["random"], "algorithms": ["bc", "cql", "omar"], "rounds": 1000}
-    assert learn._run(grid.make_grid({"seeds": [0, 1], "block": [block]}), tmp_path, None) == 1
+    block = {"tasks": ["particle/spread"], "datasets": ["random"], "algorithms": ["bc", "cql", "omar"], "updates": 1000}
+    assert cli_sweep.train_grid(grid.make_grid({"seeds": [0, 1], "block": [block]}), tmp_path) == 1
     shown = screen.file.getvalue()
     for whole in ("600/4000", "0:23:31", "300/1000", "0:09:41", "18 updates/s", "score 3.0"):
         assert whole in shown
 
 
 def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
-    arguments = "train bc particle/spread random --seeds 0 1 --lr 0.01 0.001 --rounds 4 --size 500 --evaluations 1"
+    arguments = "train bc particle/spread random --seeds 0 1 --lr 0.01 0.001 --updates 4 --size 500 --evaluations 1"
     arguments += f" --batch-size 16 --hidden 8 --out {tmp_path}"
     code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT)
     assert code == 0, err
@@ -158,15 +171,60 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     assert code == 0, err
     assert gif.read_bytes().startswith(b"GIF")
     saved, env = load_policy(runs[0] / "policy.npz"), make("particle/spread")
-    (key,) = jax.random.split(jax.random.key(3), 1)  # one part, of five episodes
-    play = jax.jit(lambda key, n: evaluation.evaluate(env, *saved.functions, saved.params, key, n), static_argnums=1)
-    returns = np.sort(play(key, 5)["return"])
+    play = jax.jit(lambda key: rollout.evaluate(env, *saved.functions, saved.params, key, 5))
+    returns = np.sort(play(jax.random.key(3))["return"])
     tables = {"return": returns, "score": 100 * (returns - 159.8) / (516.8 - 159.8), "length": np.full(5, 25.0)}
     for name, values in tables.items():
         worst = [values[:2].mean()] if name != "length" else []  # two of five are the share of 0.4
         expected = [values.mean(), np.sqrt(np.mean((values - values.mean()) ** 2)), values[0], values[-1], *worst]
         (printed,) = re.findall(rf"^ *{name} +(.*)$", out, re.MULTILINE)
         np.testing.assert_allclose([float(number) for number in printed.split()], expected, atol=0.02)
+
+
+@pytest.mark.parametrize("preset", [True, False])
+def test_train_and_the_command_line_give_the_same_numbers(monkeypatch, capsys, tmp_path, preset):
+    """Of a method and a dataset whose presets are not the defaults, of two run groups, with all else as it comes."""
+    words = {"size": 500, "evaluations": 2, "episodes": 3, "updates": 4, "cql_samples": 2}
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
+    arguments = f"train cql particle/spread expert {options} --lr 0.01 0.002 --hidden 8 --final-episodes 2"
+    arguments += f" --batch-size 16 {'' if preset else '--no-preset'} --out {tmp_path}"
+    code, _, err = run(monkeypatch, capsys, *arguments.split())
+    assert code == 0, err
+    data = load_dataset("particle/spread", "expert", size=words.pop("size"))
+    ours = train("cql", data, preset=preset, lr=[0.01, 0.002], hidden=(8,), batch_size=16, **words)
+    assert [config.cql_alpha for config in ours.configs] == [5.0 if preset else 1.0] * 2
+    by_config = {json.dumps(dataclasses.asdict(config)): i for i, config in enumerate(ours.configs)}
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        written = json.loads((folder / "config.json").read_text())
+        i = by_config.pop(json.dumps(written["config"]))
+        assert (written["updates"], written["seed"]) == (4, ours.seeds[i])
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert {name for row in rows for name in row} == {*ours.metrics, "updates", "updates_per_second", "return"}
+        assert [row["updates"] for row in rows] == list(ours.updates)
+        for name, values in ours.metrics.items():
+            np.testing.assert_array_equal([row[name] for row in rows], values[:, i])
+        with np.load(folder / "evaluations.npz") as evaluations:
+            np.testing.assert_array_equal(evaluations["updates"], ours.updates)
+            np.testing.assert_array_equal(evaluations["returns"].mean(axis=1), ours.returns[:, i])
+
+
+def test_defaults_of_train_and_the_command_line_agree(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("omarl_jax.cli.train.train_grid", lambda grid, out, wandb: made.append(grid) or 0)
+    assert cli_train.train_with("omar", ["particle/spread", "random"]) == 0
+    parameters = inspect.signature(train).parameters
+    (run,) = made[0].runs
+    assert (made[0].evaluations, made[0].episodes) == tuple(parameters[n].default for n in ("evaluations", "episodes"))
+    assert (len(made[0].runs), run.seed, run.updates, run.config.cql_alpha) == (
+        parameters["seeds"].default,
+        0,
+        6000,
+        0.5,
+    )
+    assert parameters["preset"].default is True
+    assert parameters["updates"].default is None
 
 
 def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, capsys, tmp_path):
@@ -202,6 +260,7 @@ def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys)
     code, out, _ = run(monkeypatch, capsys, "list")
     assert code == 0
     assert {"omar", "ciqr", "particle/spread", "uav/iot-random", "medium-replay", "late"} <= set(out.split())
+    assert re.search(r"^ *ccqr-cvar +ccqr +MA-CCQR-CVaR", out, re.MULTILINE)
     code, out, _ = run(monkeypatch, capsys, "data", "list")
     assert code == 0
     rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in out.splitlines())}
@@ -214,21 +273,21 @@ def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys)
 
 def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys, tmp_path):
     env = make("uav/iot")
-    [(rows, sums)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    [(rows, sums)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     write_csv(Dataset(env.task_spec, rows, {}), tmp_path / "log.csv")
     lines = (tmp_path / "log.csv").read_text().splitlines(keepends=True)
     (tmp_path / "part.csv").write_text("".join(lines[:50]))
     data = str(tmp_path / "log")
     mean = f"mean return {sums['return'].mean():.1f}"
-    for name, size, told in (("part", 49, "no whole episode"), ("log", 200, mean)):
+    for name, size, message in (("part", 49, "no whole episode"), ("log", 200, mean)):
         log, folder = (str(tmp_path / f"{name}{suffix}") for suffix in (".csv", ""))
         code, out, err = run(monkeypatch, capsys, "data", "import", log, "--out", folder)
         assert code == 0, err
-        assert f"{size} transitions, {told}" in " ".join(out.split())
+        assert f"{size} transitions, {message}" in " ".join(out.split())
     again = tmp_path / "again.csv"
     assert run(monkeypatch, capsys, "data", "export", data, "--out", str(again))[0] == 0
     assert again.read_bytes() == (tmp_path / "log.csv").read_bytes()
-    arguments = f"train ciqr uav/iot {data} --risk 0.15 1.0 --rounds 2 --evaluations 1 --batch-size 8 --hidden 8"
+    arguments = f"train ciqr uav/iot {data} --risk 0.15 1.0 --updates 2 --evaluations 1 --batch-size 8 --hidden 8"
     code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT, "--out", str(tmp_path / "r"))
     assert code == 0, err
     report = (tmp_path / "r" / "report" / "report.html").read_text()
@@ -249,25 +308,25 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     assert code == 0, err
     assert len(list((tmp_path / "p").glob("map-*.png"))) == len(list((tmp_path / "p").glob("quantiles-*.png"))) == 1
     page = (tmp_path / "p" / "report.html").read_text()
-    assert all(told in page for told in ("Paths of an episode, first run", "Quantiles learned, first run"))
+    assert all(message in page for message in ("Paths of an episode, first run", "Quantiles learned, first run"))
 
 
 def test_the_demo_ends_with_a_table_and_a_film(monkeypatch, capsys, tmp_path):
-    """As it is, but with one method, few rounds, little data and small networks."""
+    """As it is, but with one method, few updates, little data and small networks."""
     make_grid = grid.make_grid
 
     def smaller(content):
         (block,) = content["block"]
         assert block["algorithms"] == ["omar", "cql", "bc"]
         small = {"hidden": [[8]], "batch_size": [16]}
-        shorter = {"algorithms": ["omar"], "rounds": 10, "size": 500, "hyperparameters": small}
+        shorter = {"algorithms": ["omar"], "updates": 10, "size": 500, "hyperparameters": small}
         return make_grid(content | {"final_episodes": 64, "block": [block | shorter]})
 
     monkeypatch.setattr(grid, "make_grid", smaller)
     code, out, err = run(monkeypatch, capsys, "demo", "--seeds", "1", "--out", str(tmp_path))
     assert code == 0, err
     table = (tmp_path / "report" / "table.md").read_text()
-    assert all(told in table for told in ("| omar |", "| 37.9 ± 12.3 ¶ |"))
+    assert all(message in table for message in ("| omar |", "| 37.9 ± 12.3 ¶ |"))
     for name in ("report.html", "curves-particle-spread.png", "omar.gif", "table.md"):
         assert (tmp_path / "report" / name).exists()
         assert name in out
@@ -278,23 +337,23 @@ def test_options_are_true_false_values_or_words():
     assert found == {"a": True, "b": False, "c": 2, "d": (1, 2), "e": "shipped", "f": "{[1]}"}
 
 
-def test_a_diverged_run_is_named_with_its_round(monkeypatch, capsys, tmp_path):
-    arguments = f"train bc particle/spread random --lr 3e38 --rounds 4 --size 500 --evaluations 2 --out {tmp_path}"
+def test_a_diverged_run_is_named_with_its_update(monkeypatch, capsys, tmp_path):
+    arguments = f"train bc particle/spread random --lr 3e38 --updates 4 --size 500 --evaluations 2 --out {tmp_path}"
     code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT, "--batch-size", "16", "--hidden", "8")
     assert code == 1
     assert "no result: particle-spread_random_bc" in err
-    assert "diverged at round" in err
+    assert "diverged at update" in err
 
 
 def test_a_sweep_reports_what_succeeded_and_lists_what_failed(monkeypatch, capsys, tmp_path):
-    train_pack = omarl_jax.sweep.train_pack
+    train_group = omarl_jax.sweep.train_group
 
-    def train_or_fail(pack, *others):
-        if pack[0].algorithm == "cql":
+    def train_or_fail(group, *others):
+        if group[0].algorithm == "cql":
             raise RuntimeError("out of memory")
-        train_pack(pack, *others)
+        train_group(group, *others)
 
-    monkeypatch.setattr(omarl_jax.sweep, "train_pack", train_or_fail)
+    monkeypatch.setattr(omarl_jax.sweep, "train_group", train_or_fail)
     path, out = tmp_path / "grid.toml", tmp_path / "out"
     path.write_text("""
 seeds = [0, 1]
@@ -305,7 +364,7 @@ final_episodes = 2
 tasks = ["matrix/climbing"]
 datasets = ["random"]
 algorithms = ["ciql"]
-rounds = 2
+updates = 2
 size = 100
 hyperparameters = { hidden = [[8]], batch_size = 8 }
 [[block]]
@@ -320,6 +379,18 @@ algorithms = ["cql"]
     page = (out / "report" / "report.html").read_text()
     assert "out of memory" in page
     assert "matrix/climbing" in page
+
+
+def test_run_folders_of_versions_before_are_refused(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "runs" / "old"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"algorithm": "bc", "rounds": 4}')
+    for name in ("policy.npz", "DONE"):
+        (folder / name).touch()
+    for arguments in (["evaluate", str(folder)], ["report", str(tmp_path)]):
+        code, _, err = run(monkeypatch, capsys, *arguments)
+        assert code == 1
+        assert "old' was written by omarl_jax before 0.2, and that reads it." in err
 
 
 def test_importing_is_light():

@@ -14,7 +14,7 @@ from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.files import replacing, require_writable
 from omarl_jax.grid import make_grid
 from omarl_jax.runs import RunFolder
-from omarl_jax.sweep import sweep, train_pack
+from omarl_jax.sweep import sweep, train_group
 
 GRID = {
     "seeds": [0],
@@ -26,7 +26,7 @@ GRID = {
             "tasks": ["particle/spread"],
             "datasets": ["random"],
             "algorithms": ["bc"],
-            "rounds": 4,
+            "updates": 4,
             "size": 500,
             "hyperparameters": {"hidden": [[8]], "batch_size": 16},
         }
@@ -47,8 +47,8 @@ def saved(folder: pathlib.Path, tree: object) -> Checkpoints:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.int32(7)}
-    back, round = saved(tmp_path, tree).restore({"a": jnp.zeros((2, 3)), "b": jnp.int32(0)})
-    assert round == 1
+    back, updates = saved(tmp_path, tree).restore({"a": jnp.zeros((2, 3)), "b": jnp.int32(0)})
+    assert updates == 1
     assert (back["a"] == tree["a"]).all()
     assert back["b"] == 7
 
@@ -70,21 +70,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
     checkpoints = saved(tmp_path, {"a": jnp.arange(1000.0)})
     checkpoints.save(2, {"a": jnp.arange(1000.0) * 0.5})
     damage(tmp_path / "2")
-    back, round = checkpoints.restore({"a": jnp.zeros(1000)})
-    assert round == 1
+    back, updates = checkpoints.restore({"a": jnp.zeros(1000)})
+    assert updates == 1
     assert (back["a"] == jnp.arange(1000.0)).all()
     checkpoints.save(2, {"a": jnp.full(1000, 2.0)})
-    back, round = Checkpoints(tmp_path).restore({"a": jnp.zeros(1000)})
-    assert round == 2
+    back, updates = Checkpoints(tmp_path).restore({"a": jnp.zeros(1000)})
+    assert updates == 2
     assert (back["a"] == 2.0).all()
 
 
 def test_without_a_sound_checkpoint_one_short_sentence_says_what_to_do(tmp_path):
-    checkpoints = saved(tmp_path / "pack" / "checkpoints", {"a": jnp.arange(1000.0)})
+    checkpoints = saved(tmp_path / "group" / "checkpoints", {"a": jnp.arange(1000.0)})
     damage(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be read.*delete '.*pack' to start these runs again") as told:
+    with pytest.raises(UserError, match=r"cannot be read.*delete '.*group' to start these runs again") as message:
         checkpoints.restore({"a": jnp.zeros(1000)})
-    assert len(str(told.value)) < 500 + 2 * len(str(tmp_path))
+    assert len(str(message.value)) < 500 + 2 * len(str(tmp_path))
 
 
 def test_nothing_saved_is_nothing_to_restore(tmp_path):
@@ -93,7 +93,7 @@ def test_nothing_saved_is_nothing_to_restore(tmp_path):
 
 def test_damaged_evaluations_name_their_file(tmp_path):
     path = tmp_path / "evaluations.npz"
-    np.savez_compressed(path, rounds=np.arange(99), returns=np.arange(99.0))
+    np.savez_compressed(path, updates=np.arange(99), returns=np.arange(99.0))
     sound = path.read_bytes()
     for content in (b"", b"PK no archive", b"\x93NUMPY", sound[:200] + b"!!" + sound[202:]):
         path.write_bytes(content)
@@ -112,15 +112,15 @@ def test_what_cannot_become_a_file_is_refused_before_anything_is_made(tmp_path, 
 
 
 def test_a_log_that_is_no_text_is_cut_to_what_is(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1}\n\xff\xfe{"rou')
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"updates": 1}\n\xff\xfe{"upd')
     loggers.JsonLines(tmp_path / "metrics.jsonl", 5).close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"updates": 1}\n'
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(grid, tmp_path):
     (tmp_path / "runs").write_text("not a folder")
     with pytest.raises(UserError, match=r"runs.* cannot be written"):
-        train_pack(grid.runs, grid, tmp_path)
+        train_group(grid.runs, grid, tmp_path)
 
 
 def test_a_full_disk_stops_a_sweep_with_a_sentence_and_it_goes_on_later(grid, tmp_path):
@@ -132,7 +132,7 @@ def test_a_full_disk_stops_a_sweep_with_a_sentence_and_it_goes_on_later(grid, tm
     path = tmp_path / "grid.toml"
     path.write_text(
         'seeds = [0]\nevaluations = 2\nepisodes = 2\nfinal_episodes = 2\n[[block]]\ntasks = ["particle/spread"]\n'
-        'datasets = ["random"]\nalgorithms = ["bc"]\nrounds = 4\nsize = 500\n'
+        'datasets = ["random"]\nalgorithms = ["bc"]\nupdates = 4\nsize = 500\n'
         "hyperparameters = { hidden = [[8]], batch_size = 16 }\n"
     )
 
@@ -159,11 +159,11 @@ def test_weights_and_biases_without_a_key_works_offline(grid, tmp_path, monkeypa
     sweep(grid, tmp_path / "out", wandb="omarl")
     (run,) = (tmp_path / "out" / "runs").iterdir()
     assert (run / "DONE").exists()
-    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert list(run.glob(f"wandb/offline-run-*/run-{loggers.run_id(run, run.name)}.wandb"))
 
 
 def test_what_is_not_finite_is_null_in_the_log(tmp_path):
     log = loggers.JsonLines(tmp_path / "metrics.jsonl", 0)
-    log.log({"round": 1, "loss": float("nan"), "q": 2.0})
+    log.log({"updates": 1, "loss": float("nan"), "q": 2.0})
     log.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1, "loss": null, "q": 2.0}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"updates": 1, "loss": null, "q": 2.0}\n'

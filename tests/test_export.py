@@ -1,7 +1,9 @@
 """Policies on disk: what is read acts as what was written, and what is not a policy is refused in one sentence."""
 
+import dataclasses
 import errno
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import UserError, algorithms, load_policy
+from omarl_jax import Dataset, UserError, algorithms, cli, from_episodes, load_policy, train
 from omarl_jax.export import save_policy
 from omarl_jax.types import Stats
 
@@ -47,7 +49,7 @@ def rewritten(path, drop=(), **changes):
 
 def test_a_policy_that_was_read_acts_as_the_one_that_was_written(saved):
     loaded = load_policy(saved)
-    np.testing.assert_array_equal(loaded.act(OBS), actions(policy(1)))
+    np.testing.assert_allclose(loaded.act(OBS), actions(policy(1)), atol=1e-6)  # compiled, and not
     assert np.abs(loaded.act(OBS) - actions(policy(2))).max() > 0.01  # another policy acts otherwise
     assert (loaded.algorithm, loaded.config, loaded.spec, loaded.count) == ("bc", CONFIG, SPEC, None)
     assert loaded.metadata == {"run": "first", "options": {"n_agents": 2}}
@@ -59,6 +61,8 @@ def test_several_policies_in_one_file(tmp_path):
     save_policy(tmp_path / "three.npz", "bc", CONFIG, SPEC, stacked, {})
     loaded = load_policy(tmp_path / "three.npz")
     assert loaded.count == 3
+    with pytest.raises(UserError, match="These are 3 policies, not one"):
+        loaded.act(OBS)
     for seed in range(3):
         one = jax.tree.map(lambda x, i=seed: x[i], loaded.params)
         np.testing.assert_array_equal(actions(one), actions(policy(seed)))
@@ -66,7 +70,7 @@ def test_several_policies_in_one_file(tmp_path):
 
 def test_a_policy_can_be_replaced_and_a_full_disk_leaves_the_old_one(saved, monkeypatch):
     save_policy(saved, "bc", CONFIG, SPEC, policy(2), {})
-    np.testing.assert_array_equal(load_policy(saved).act(OBS), actions(policy(2)))
+    np.testing.assert_allclose(load_policy(saved).act(OBS), actions(policy(2)), atol=1e-6)
 
     def fails_midway(file, **arrays):
         file.write(b"half of it")
@@ -75,7 +79,7 @@ def test_a_policy_can_be_replaced_and_a_full_disk_leaves_the_old_one(saved, monk
     monkeypatch.setattr(np, "savez_compressed", fails_midway)
     with pytest.raises(UserError, match=r"policy\.npz' cannot be written: No space left on device\.$"):
         save_policy(saved, "bc", CONFIG, SPEC, policy(3), {})
-    np.testing.assert_array_equal(load_policy(saved).act(OBS), actions(policy(2)))
+    np.testing.assert_allclose(load_policy(saved).act(OBS), actions(policy(2)), atol=1e-6)
     assert [file.name for file in saved.parent.iterdir()] == ["policy.npz"]
 
 
@@ -132,9 +136,13 @@ def test_no_file(tmp_path):
         load_policy(tmp_path / "gone.npz")
 
 
-def test_a_file_of_another_version_says_so(saved):
-    rewritten(saved, header={"format": 99})
-    with pytest.raises(UserError, match="has format 99; this version reads format 1"):
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [(1, "was written by omarl_jax before 0.2"), (99, "has format 99; this version reads format 2")],
+)
+def test_a_file_of_another_version_says_so(saved, version, said):
+    rewritten(saved, header={"format": version})
+    with pytest.raises(UserError, match=rf"^'.*policy\.npz' {said}[^\n]*\.$"):
         load_policy(saved)
 
 
@@ -169,3 +177,117 @@ def test_arrays_of_other_widths_are_refused(saved):
     rewritten(saved, header={"config": {"hidden": [5]}})
     with pytest.raises(UserError, match="do not fit a policy of 'bc'"):
         load_policy(saved)
+
+
+COUNTER = """
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from omarl_jax.types import Algorithm, Needs, config
+
+open({written!r}, "w").close()
+traced = []
+
+
+@config
+class Config:
+    step: float = 0.5
+
+
+class State(NamedTuple):
+    policy: Any
+
+
+def validate(config, spec):
+    pass
+
+
+def counter(config, spec):
+    def init(key, stats):
+        return State(jnp.zeros((spec.n_agents, spec.action_dim)))
+
+    def act(policy, obs, mask, carry, key, explore=False):
+        traced.append(1)
+        return policy + config.step * carry, carry + 1
+
+    return Algorithm(init, None, act, Needs(8), carry=jnp.zeros((), jnp.int32))
+"""
+
+
+@pytest.fixture
+def remembering(tmp_path, monkeypatch):
+    """A policy of a method in a module that writes a file on import, and that file; the module is not imported."""
+    written = tmp_path / "written"
+    (tmp_path / "counting").mkdir()
+    (tmp_path / "counting" / "__init__.py").write_text(f"open({str(written)!r}, 'w').close()")
+    (tmp_path / "counting" / "counter.py").write_text(COUNTER.format(written=str(written)))
+    monkeypatch.syspath_prepend(tmp_path)
+    save_policy(tmp_path / "policy.npz", "bc", CONFIG, SPEC, {}, {})
+    arrays = {"": np.ones((2, 2), np.float32)}
+    header = {"algorithm": "counting.counter", "config": {"step": 0.25}}
+    rewritten(tmp_path / "policy.npz", header=header)
+    with np.load(tmp_path / "policy.npz") as archive:
+        header = archive["header"]
+    np.savez(tmp_path / "policy.npz", header=header, **{jax.tree_util.keystr(()): arrays[""]})
+    yield tmp_path / "policy.npz", written
+    for name in [name for name in sys.modules if name.startswith("counting")]:
+        del sys.modules[name]
+
+
+def test_a_file_does_not_run_code(remembering):
+    path, written = remembering
+    with pytest.raises(UserError, match=r"^A file names the module 'counting\.counter', and importing it would run"):
+        load_policy(path)
+    assert not written.exists()
+    assert load_policy(path, allow_import=True).algorithm == "counting.counter"
+    assert written.exists()
+    written.unlink()
+    assert load_policy(path).config.step == 0.25  # what was imported has been trusted
+    assert not written.exists()
+
+
+def test_a_policy_with_a_memory_is_played_by_steps_and_compiled_once(remembering):
+    path, _ = remembering
+    loaded = load_policy(path, allow_import=True)
+    with pytest.raises(UserError, match=r"remembers: use start\(\) and step\(\)"):
+        loaded.act(OBS)
+    for _ in range(2):  # episodes
+        carry = loaded.start()
+        for number in range(4):
+            actions, carry = loaded.step(OBS, None, carry)
+            np.testing.assert_array_equal(actions, np.full((2, 2), 1 + 0.25 * number, np.float32))
+    assert len(sys.modules["counting.counter"].traced) == 1
+
+
+def test_the_task_of_a_file_is_not_imported_either(tmp_path, monkeypatch, capsys):
+    written = tmp_path / "written"
+    (tmp_path / "a_task").mkdir()
+    (tmp_path / "a_task" / "__init__.py").touch()
+    (tmp_path / "a_task" / "task.py").write_text(f"open({str(written)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = dataclasses.replace(SPEC, name="a_task.task/x", state_is_obs=True)
+    save_policy(tmp_path / "policy.npz", "bc", CONFIG, spec, policy(0), {})
+    steps, n = 4, spec.n_agents
+    rows = from_episodes(
+        spec,
+        [np.zeros((steps, n, spec.obs_dim), np.float32)],
+        [np.zeros((steps, n, spec.action_dim), np.float32)],
+        [np.zeros((steps, n), np.float32)],
+        terminal=[np.zeros((steps, n), bool)],
+        truncated=[np.arange(steps) == steps - 1],
+        last_obs=np.zeros((1, n, spec.obs_dim), np.float32),
+    )
+    with pytest.raises(UserError, match=r"A file names the module 'a_task\.task'"):
+        train("bc", Dataset(spec, rows, {}), updates=1, evaluations=1)
+    monkeypatch.setattr(sys, "argv", ["omarl", "evaluate", str(tmp_path / "policy.npz")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert "A file names the module 'a_task.task'" in capsys.readouterr().err
+    assert not written.exists()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--trust"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert written.exists()  # it was imported; it has no such task
+    assert "There is no task 'a_task.task/x'" in capsys.readouterr().err

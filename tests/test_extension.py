@@ -5,7 +5,8 @@ import textwrap
 
 import pytest
 
-from omarl_jax import cli, results
+from omarl_jax import cli
+from omarl_jax.report.load import load_runs
 
 METHOD = '''
 """Repeats the mean action of the data: one vector for each agent."""
@@ -26,7 +27,7 @@ class Config:
     """Hyperparameters."""
 
     rate: float = 0.5
-    """How far a round moves."""
+    """How far an update moves."""
 
 
 class State(NamedTuple):
@@ -115,25 +116,41 @@ def omarl(monkeypatch, *arguments):
     return stopped.value.code
 
 
-def test_a_new_method_learns_a_new_task(added, monkeypatch, tmp_path):
+def test_a_new_method_learns_a_new_task(added, monkeypatch, tmp_path, capsys):
     """Uniform actions score 0: E (a - ½)² = ⅓ + ¼. Their mean, 0, has 4 (½)² = 1 to lose of 7/3."""
     out = tmp_path / "out"
-    arguments = "train a_new_package.mean_action a_new_package.task/half random --size 20000 --rounds 20 --rate 0.1 0.2"
+    arguments = (
+        "train a_new_package.mean_action a_new_package.task/half random --size 20000 --updates 20 --rate 0.1 0.2"
+    )
     assert omarl(monkeypatch, *arguments.split(), "--seeds", "0", "1", "--out", str(out)) == 0
-    runs = results.load_runs(out / "runs")
+    runs = load_runs(out / "runs")
     assert sorted(run.config["rate"] for run in runs) == [0.1, 0.1, 0.2, 0.2]
     for run in runs:
         assert run.scores(run.final_returns).mean() == pytest.approx(100 * (1 - 1 / (7 / 3)), abs=3)
     assert (out / "report" / "report.html").exists()
 
+    other, arguments = tmp_path / "other", "train bc a_new_package.task/half random --size 100 --updates 1"
+    assert omarl(monkeypatch, *arguments.split(), "--batch-size", "8", "--hidden", "8", "--out", str(other)) == 0
+    for verb in (
+        ["report", str(out), "--pictures"],
+        ["report", str(other), "--pictures"],
+        ["evaluate", str(runs[0].folder), "--episodes", "2"],
+    ):
+        for name in [name for name in sys.modules if name.startswith("a_new_")]:
+            del sys.modules[name]
+        capsys.readouterr()
+        assert omarl(monkeypatch, *verb) == 1  # files name the module, and nobody has imported it
+        assert "A file names the module 'a_new_package." in capsys.readouterr().err
+        assert omarl(monkeypatch, *verb, "--trust") == 0
+
 
 def test_their_mistakes_are_told_like_those_of_others(added, monkeypatch, tmp_path, capsys):
-    for arguments, told in (
+    for arguments, message in (
         (["a_new_package.mean_action", "a_new_package.task/half", "random", "--rate", "2"], "rate must lie in (0, 1]"),
         (["a_new_package.mean_action", "matrix/xor", "random"], "needs continuous actions"),
         (["a_new_package.mean_acton", "particle/spread", "random"], "There is no algorithm"),
         (["./mean_action.py", "particle/spread", "random"], "There is no algorithm"),
     ):
         assert omarl(monkeypatch, "train", *arguments, "--out", str(tmp_path / "out")) == 1
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()

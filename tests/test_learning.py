@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from omarl_jax import load_dataset, train
-from omarl_jax.presets import preset
 
 
 @pytest.mark.slow
@@ -13,9 +12,7 @@ def test_omar_gets_above_its_data_and_above_cql():
     dataset = load_dataset("particle/spread", "medium-replay")
     scores = {}
     for algorithm in ("omar", "cql"):
-        published = preset(algorithm, dataset.spec.name, "medium-replay")
-        settings = published.overrides | {"batch_size": 256}
-        result = train(algorithm, dataset, seeds=2, rounds=published.rounds, evaluations=1, episodes=500, **settings)
+        result = train(algorithm, dataset, seeds=2, evaluations=1, episodes=500, batch_size=256)
         scores[algorithm] = np.mean(result.scores[-1])
     assert scores["omar"] > dataset.metadata["mean_score"] + 10
     assert scores["omar"] > scores["cql"]

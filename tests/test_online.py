@@ -10,8 +10,8 @@ from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax import UserError, make_algorithm, online
-from omarl_jax.data import behaviour
-from omarl_jax.layout import Layout
+from omarl_jax.datasets import behaviour
+from omarl_jax.placement import Placement
 from omarl_jax.types import Algorithm, Needs, Stats
 
 V, LENGTH = 4, 3
@@ -44,19 +44,19 @@ class Clocks(MultiAgentEnv[Clock]):
 
 
 class Counter(NamedTuple):
-    """A learner that only counts its rounds and keeps its last batch."""
+    """A learner that only counts its updates and keeps its last batch."""
 
     policy: jax.Array
-    rounds: jax.Array
+    updates: jax.Array
     seen: jax.Array
 
 
 def counter(**needs):
-    """An algorithm that acts with its one parameter, and adds 0.01 to it each round."""
+    """An algorithm that acts with its one parameter, and adds 0.01 to it each update."""
 
     def update(state, batch, key):
         seen = batch.obs[:, 0]  # (B, 2): step and number
-        return Counter(state.policy + 0.01, state.rounds + 1, seen), {"round": state.rounds}
+        return Counter(state.policy + 0.01, state.updates + 1, seen), {"updates": state.updates}
 
     def act(policy, obs, mask, carry, key, explore=False):
         return jnp.full((2, 1), policy + (0.5 if explore else 0.0)), carry
@@ -120,13 +120,13 @@ def test_environments_are_reset_where_an_episode_ends_and_only_there():
 
 def test_nothing_is_learnt_while_warming_up():
     states = run(steps=3, warmup=3 * V)
-    assert [int(state.learner.rounds) for state in states] == [1, 2, 3]
+    assert [int(state.learner.updates) for state in states] == [1, 2, 3]
     actions = states[-1].buffer.actions[: 6 * V].reshape(6, V, 2)
     warm = actions[:3]
     assert len(np.unique(warm)) == warm.size
     assert (warm < 0).any()
     assert (warm > 0.5).any()
-    # Afterwards the policy acts, with its exploration, and as it was before the round of that step.
+    # Afterwards the policy acts, with its exploration, and as it was before the update of that step.
     np.testing.assert_allclose(actions[3:], 0.7 + 0.01 * np.arange(3)[:, None, None] * np.ones((3, V, 2)), rtol=1e-5)
     np.testing.assert_allclose(states[-1].buffer.rewards[: 6 * V], actions.reshape(-1, 2))
 
@@ -135,7 +135,7 @@ def test_fine_tuning_starts_from_the_given_learner():
     trained = Counter(jnp.float32(-0.25), jnp.int32(40), jnp.zeros((64, 2)))
     states = run(steps=2, start=trained)
     np.testing.assert_allclose(states[0].buffer.actions[:V], 0.25)  # -0.25, and 0.5 for exploring
-    assert [int(state.learner.rounds) for state in states] == [41, 42]
+    assert [int(state.learner.updates) for state in states] == [41, 42]
 
 
 @pytest.mark.parametrize("needs", [{"next_actions": True}, {"batches": 2}])
@@ -144,17 +144,17 @@ def test_methods_that_need_more_than_transitions_are_refused(needs):
         online.init(counter(**needs), learner(), Clocks(), online.OnlineSettings(n_envs=2), jax.random.key(0))
 
 
-def test_methods_that_remember_are_refused():
-    with pytest.raises(UserError, match="its policy remembers"):
-        remembers = counter()._replace(carry=jnp.zeros(3))
-        online.init(remembers, learner(), Clocks(), online.OnlineSettings(n_envs=2), jax.random.key(0))
+def test_policies_with_memory_are_refused():
+    with pytest.raises(UserError, match="its policy has a memory"):
+        recurrent = counter()._replace(carry=jnp.zeros(3))
+        online.init(recurrent, learner(), Clocks(), online.OnlineSettings(n_envs=2), jax.random.key(0))
 
 
 def test_matd3_learns_a_trivial_task():
     settings = online.OnlineSettings(n_envs=8, capacity=2_000, warmup=160)
     overrides = {"hidden": (8,), "batch_size": 64, "exploration_noise": 0.2, "input_norm": "none"}
-    snapshots = behaviour.train(Clocks(), "matd3", overrides, [0], rounds=400, every=200, settings=settings)
-    assert [snapshot["round"] for snapshot in snapshots] == [0, 200, 400]
+    snapshots = behaviour.train(Clocks(), "matd3", overrides, [0], updates=400, every=200, settings=settings)
+    assert [snapshot["updates"] for snapshot in snapshots] == [0, 200, 400]
     untrained, _, trained = (snapshot["returns"] for snapshot in snapshots)
     assert untrained < 1
     assert trained > 2.9  # of 3
@@ -167,21 +167,21 @@ def test_a_seed_alone_learns_as_it_does_among_others(monkeypatch):
     overrides = {"hidden": (8,), "batch_size": 16}
 
     def train(seeds):
-        return behaviour.train(Clocks(), "matd3", overrides, seeds, rounds=10, every=5, settings=settings)
+        return behaviour.train(Clocks(), "matd3", overrides, seeds, updates=10, every=5, settings=settings)
 
     alone = train([7])
-    monkeypatch.setattr(Layout, "default", lambda runs: Layout(2, 1))  # two side by side, then the third
+    monkeypatch.setattr(Placement, "default", lambda runs: Placement(2, 1))  # two side by side, then the third
     among = train([3, 7, 5])
-    assert [(s["seed"], s["round"]) for s in among] == [(seed, round) for seed in (3, 7, 5) for round in (0, 5, 10)]
+    assert [(s["seed"], s["updates"]) for s in among] == [(seed, made) for seed in (3, 7, 5) for made in (0, 5, 10)]
     for one, other in zip(alone, among[3:6], strict=True):
         assert one["returns"] == pytest.approx(other["returns"], abs=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one["policy"], other["policy"])
     assert abs(among[2]["explored"] - among[5]["explored"]) > 1e-4
 
 
-def test_rounds_must_be_a_multiple_of_those_between_snapshots():
+def test_updates_must_be_a_multiple_of_those_between_snapshots():
     with pytest.raises(UserError, match="multiple"):
-        behaviour.train(Clocks(), "matd3", {}, [0], rounds=100, every=30)
+        behaviour.train(Clocks(), "matd3", {}, [0], updates=100, every=30)
 
 
 def test_a_gain_multiplies_what_goes_into_the_tanh_when_acting():

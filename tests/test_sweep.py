@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import omarl_jax.sweep
-from omarl_jax import UserError, load_dataset, make_env, results
-from omarl_jax.collect import collect_rows, uniform_act
-from omarl_jax.data import recipes
+from omarl_jax import UserError, load_dataset, make_env
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import save
+from omarl_jax.datasets import catalogue
 from omarl_jax.grid import make_grid, read_grid
-from omarl_jax.sweep import open_datasets, packs
+from omarl_jax.report.load import load_runs
+from omarl_jax.rollout import collect, uniform_act
+from omarl_jax.sweep import open_datasets, run_groups
 from omarl_jax.sweep import sweep as run_sweep
 
 GRID = """
@@ -33,7 +34,7 @@ final_episodes = 4
 tasks = ["particle/spread"]
 datasets = ["random"]
 algorithms = ["bc"]
-rounds = 2000
+updates = 2000
 size = 1000
 hyperparameters = { hidden = [[8]], batch_size = 64, lr = [0.01, 0.001] }
 """
@@ -60,32 +61,34 @@ def test_a_grid_is_the_product_of_its_lists(grid):
         (0, 0, 0.001),
         (1, 1, 0.001),
     ]
-    assert all(run.config.hidden == (8,) and run.rounds == 2000 for run in runs)
+    assert all(run.config.hidden == (8,) and run.updates == 2000 for run in runs)
     assert len({run.name for run in runs}) == 4
     assert len({run.config_hash for run in runs}) == 2  # the seed does not count, the learning rate does
-    assert [len(pack) for pack in packs(runs)] == [4]  # floats share a program
+    assert [len(group) for group in run_groups(runs)] == [4]  # floats share a program
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ('algorithms = ["bc"]', 'algorithms = ["omr"]', "'omar'"),
         ('"particle/spread"', '"particle/spred"', "'particle/spread'"),
         ('["random"]', '["randm"]', "'random'"),
         ("lr =", "lrr =", "'lr'"),
+        ("size = 1000", "preset = 1", "preset must be true or false"),
+        ('["bc"]', '["ccqr-cvr"]', "'ccqr-cvar'"),
         ("evaluations = 5", "evaluation = 5", "'evaluations'"),
         ("seeds = [0, 1]", "seeds = 3", "seeds must be a list"),
-        ("rounds = 2000", "rounds = 0", "rounds must be a positive integer"),
+        ("updates = 2000", "updates = 0", "updates must be a positive integer"),
         ("lr = [0.01, 0.001]", "lr = -1.0", "lr must be positive"),
         ("[[block]]", "[[block]", "is not a grid file"),
         ('"particle/spread"', '"matrix/xor"', "needs continuous actions"),
     ],
 )
-def test_a_mistake_in_a_grid_is_named(grid, old, new, told):
+def test_a_mistake_in_a_grid_is_named(grid, old, new, message):
     grid.write_text(GRID.replace(old, new))
     with pytest.raises(UserError) as error:
         read_grid(grid)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value) or "grid file" in str(error.value)
 
 
@@ -94,7 +97,7 @@ def test_a_killed_sweep_ends_with_the_same_numbers(grid, tmp_path):
     subprocess.run(sweep(grid, whole), check=True, capture_output=True)
     process = subprocess.Popen(sweep(grid, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
-    while not any(path.name.isdigit() for path in killed.glob("packs/*/checkpoints/*")):
+    while not any(path.name.isdigit() for path in killed.glob("groups/*/checkpoints/*")):
         assert time.time() < deadline
         assert process.poll() is None, "the sweep ended before it could be killed"
         time.sleep(0.01)
@@ -114,7 +117,7 @@ def test_a_killed_sweep_ends_with_the_same_numbers(grid, tmp_path):
                 for key in a.files:
                     np.testing.assert_array_equal(a[key], b[key])
         assert lines(one) == lines(two)
-    assert len(results.load_runs(killed / "runs")) == 4
+    assert len(load_runs(killed / "runs")) == 4
 
 
 def test_a_run_on_other_data_has_another_name(grid, tmp_path, monkeypatch):
@@ -132,7 +135,7 @@ def test_a_run_on_other_data_has_another_name(grid, tmp_path, monkeypatch):
     grid.write_text(GRID.replace('"random"', '"random", "expert"'))
     before = names()
     (tmp_path / "other.npz").write_bytes(b"other snapshots")
-    monkeypatch.setattr(recipes, "_snapshot_file", lambda task, quality: tmp_path / "other.npz")
+    monkeypatch.setattr(catalogue, "_snapshot_file", lambda task, quality: tmp_path / "other.npz")
     assert {name.split("_")[1] for name in before - names()} == {"expert"}
 
 
@@ -147,70 +150,72 @@ def test_a_folder_is_taken_as_it_is(grid, tmp_path):
     grid.write_text(grid.read_text() + "options = { time_limit_is_terminal = true }\n")
     runs = read_grid(grid).runs
     env = make_env("particle/spread", time_limit_is_terminal=True)
-    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "kept")
+    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "cache")
     assert dataset.metadata["comparable"]
     amended = json.loads((data / "dataset.json").read_text())
     amended["metadata"] |= {"random": 0.0, "expert": 1.0, "comparable": False}
     (data / "dataset.json").write_text(json.dumps(amended))
-    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "kept")
+    (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "cache")
     assert not dataset.metadata["comparable"]
-    assert dataset.metadata["expert"] == 516.8  # that of the task, which the team is judged on
+    assert dataset.metadata["expert"] == 516.8  # that of the task, on which the team is evaluated
 
 
-def test_a_pack_goes_on_as_it_began_or_not_at_all(grid, tmp_path):
-    grid.write_text(GRID.replace("rounds = 2000", "rounds = 4").replace("evaluations = 5", "evaluations = 2"))
+def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path):
+    grid.write_text(GRID.replace("updates = 2000", "updates = 4").replace("evaluations = 5", "evaluations = 2"))
     assert not run_sweep(read_grid(grid), tmp_path / "out")
     for run in (tmp_path / "out" / "runs").glob("*/DONE"):
         run.unlink()
     grid.write_text(grid.read_text().replace("episodes = 4", "episodes = 5", 1))
-    assert "began with 2 evaluations and 4 episodes, not with 2 evaluations and 5" in one_reason(grid, tmp_path)
+    assert "started with 2 evaluations and 4 episodes, not with 2 evaluations and 5" in one_reason(grid, tmp_path)
     grid.write_text(grid.read_text().replace("episodes = 5", "episodes = 4", 1))
-    (plan,) = (tmp_path / "out" / "packs").glob("*/pack.json")
-    began = json.loads(plan.read_text())
-    plan.write_text(json.dumps(began | {"data": [began["data"][0], "other"]}))
-    assert "began on other data" in one_reason(grid, tmp_path)
+    (file,) = (tmp_path / "out" / "groups").glob("*/group.json")
+    start = json.loads(file.read_text())
+    file.write_text(json.dumps(start | {"data": [start["data"][0], "other"]}))
+    assert "started on other data" in one_reason(grid, tmp_path)
 
-    plan.write_text(json.dumps(began | {"code": "of yesterday"}))
+    file.write_text(json.dumps(start | {"code": "of yesterday"}))
     assert not run_sweep(read_grid(grid), tmp_path / "out")
     records = [json.loads(file.read_text()) for file in (tmp_path / "out" / "runs").glob("*/run.json")]
-    assert [record["began_with"] for record in records] == [{"code": "of yesterday"}] * 4
+    assert [record["started_with"] for record in records] == [{"code": "of yesterday"}] * 4
 
     for run in (tmp_path / "out" / "runs").glob("*/DONE"):
         run.unlink()
-    shutil.rmtree(plan.parent / "checkpoints")
-    plan.write_text(json.dumps(began | {"layout": {"lanes": 100, "devices": 100}}))
-    assert not run_sweep(read_grid(grid), tmp_path / "out")  # what left nothing has not begun
+    shutil.rmtree(file.parent / "checkpoints")
+    file.write_text(json.dumps(start | {"placement": {"slots": 100, "devices": 100}}))
+    assert not run_sweep(read_grid(grid), tmp_path / "out")  # without a checkpoint nothing is resumed
 
 
-def test_what_was_begun_goes_on_in_the_company_in_which_it_began(grid, tmp_path, monkeypatch):
+def test_what_was_started_is_resumed_in_its_original_group(grid, tmp_path, monkeypatch):
     """One run was finished for another grid; the others were killed after one of them was done."""
-    grid.write_text(GRID.replace("rounds = 2000", "rounds = 4").replace("evaluations = 5", "evaluations = 2"))
+    grid.write_text(GRID.replace("updates = 2000", "updates = 4").replace("evaluations = 5", "evaluations = 2"))
     whole = read_grid(grid)
     first, second, third, _ = whole.runs
     out = tmp_path / "out"
     for runs in ([first], whole.runs[1:]):
         assert not run_sweep(dataclasses.replace(whole, runs=runs), out)
     (out / "runs" / third.name / "DONE").unlink()
-    trained, train_pack = [], omarl_jax.sweep.train_pack
-    monkeypatch.setattr(omarl_jax.sweep, "train_pack", lambda *given: (trained.append(given[0]), train_pack(*given)))
+    trained, train_group = [], omarl_jax.sweep.train_group
+    monkeypatch.setattr(omarl_jax.sweep, "train_group", lambda *given: (trained.append(given[0]), train_group(*given)))
     finished = {run.name: written(out, run) for run in (first, second)}
     assert not run_sweep(whole, out)
     assert trained == [whole.runs[1:]]
     assert (out / "runs" / third.name / "DONE").exists()
-    assert finished == {run.name: written(out, run) for run in (first, second)}  # it learned along, nothing more
+    assert finished == {run.name: written(out, run) for run in (first, second)}  # it was trained again, but not written
     (out / "runs" / second.name / "DONE").unlink()
     assert not run_sweep(dataclasses.replace(whole, runs=[second]), out)
     assert trained[1:] == [[second]]  # the others are not asked for
 
 
-def test_what_a_method_raises_is_kept_and_the_next_pack_goes_on(grid, tmp_path, monkeypatch):
-    grid.write_text(GRID.replace("rounds = 2000", "rounds = 4").replace('["bc"]', '["bc", "cql"]'))
+def test_what_a_method_raises_is_kept_and_the_next_group_goes_on(grid, tmp_path, monkeypatch):
+    grid.write_text(GRID.replace("updates = 2000", "updates = 4").replace('["bc"]', '["bc", "cql"]'))
     runs = read_grid(grid).runs
-    monkeypatch.setattr(omarl_jax.sweep, "train_pack", lambda pack, *others: {}[pack[0].algorithm])
-    told = []
-    failed = run_sweep(read_grid(grid), tmp_path / "out", lambda pack, progress: told.append((pack, progress.round)))
+    monkeypatch.setattr(omarl_jax.sweep, "train_group", lambda group, *others: {}[group[0].algorithm])
+    reports = []
+    failed = run_sweep(
+        read_grid(grid), tmp_path / "out", lambda group, progress: reports.append((group, progress.updates))
+    )
     assert failed.keys() == {run.name for run in runs}
-    errors = sorted((tmp_path / "out").glob("packs/*/error.txt"))
+    errors = sorted((tmp_path / "out").glob("groups/*/error.txt"))
     assert len(errors) == 2
     for error in errors:
         assert "Traceback" in error.read_text()
@@ -221,17 +226,40 @@ def test_what_a_method_raises_is_kept_and_the_next_pack_goes_on(grid, tmp_path, 
     for run in runs:
         (tmp_path / "out" / "runs" / run.name).mkdir(parents=True)
         (tmp_path / "out" / "runs" / run.name / "DONE").touch()
-    assert not run_sweep(read_grid(grid), tmp_path / "out", lambda pack, progress: told.append((pack, progress.round)))
-    assert told == [(0, 4), (1, 4)]  # what is done is told as done
+    assert not run_sweep(
+        read_grid(grid), tmp_path / "out", lambda group, progress: reports.append((group, progress.updates))
+    )
+    assert reports == [(0, 4), (1, 4)]  # what is done is reported as done
 
 
-def test_the_mean_of_data_on_disk_is_what_policies_are_judged_by(tmp_path):
+def test_the_folder_of_another_version_is_refused_before_anything_is_trained(grid, tmp_path):
+    old = tmp_path / "out" / "runs" / "of-yesterday"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text('{"algorithm": "bc", "rounds": 4}')
+    with pytest.raises(UserError, match=r"of-yesterday' was written by omarl_jax before 0\.2"):
+        run_sweep(read_grid(grid), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs"]
+
+
+def test_the_presets_of_data_on_disk_are_those_of_their_recipe(grid, tmp_path):
+    """As for `train`, which knows a dataset and no folder."""
+    data = load_dataset("particle/spread", "expert", size=50)
+    save(data, tmp_path / "expert")
+    save(dataclasses.replace(data, metadata=data.metadata | {"recipe": "our log"}), tmp_path / "own")
+    folders = [str(tmp_path / name) for name in ("expert", "own")]
+    block = {"tasks": ["particle/spread"], "datasets": folders, "algorithms": ["cql"]}
+    runs = make_grid({"block": [block]}).runs
+    assert [(run.config.cql_alpha, "env_config_map" in run.preset) for run in runs] == [(5.0, True), (1.0, False)]
+    assert [run.config.cql_alpha for run in make_grid({"block": [block | {"preset": False}]}).runs] == [1.0, 1.0]
+
+
+def test_the_mean_of_data_on_disk_is_what_policies_are_compared_with(tmp_path):
     env = make_env("uav/iot")
-    [(rows, totals)] = collect_rows(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
+    [(rows, totals)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=2)
     run = dataclasses.replace(make_grid(UAV).runs[0], dataset=str(tmp_path / "data"))
     for metadata, mean in (({}, None), ({"mean_return": float(totals["return"].mean())}, totals["return"].mean())):
         save(Dataset(env.task_spec, rows, metadata), tmp_path / "data")
-        (dataset,) = open_datasets(env, run, [0], tmp_path / "kept")
+        (dataset,) = open_datasets(env, run, [0], tmp_path / "cache")
         assert dataset.metadata["mean_return"] == mean  # not the sum of rewards, which counts otherwise
         shutil.rmtree(tmp_path / "data")
 
@@ -242,7 +270,7 @@ def test_parts_of_logs_are_kept(tmp_path, monkeypatch):
     def learn(task, part, seeds, size, **options):
         learned.append((part, list(seeds), options))
         keys = [jax.random.key(len(learned) * 10 + seed) for seed in seeds]  # others each time
-        played = collect_rows(env, uniform_act(env.task_spec), (), None, keys, episodes=1)
+        played = collect(env, uniform_act(env.task_spec), (), None, keys, episodes=1)
         return [
             Dataset(env.task_spec, rows, {"mean_return": -1.5, "seed": seed})
             for seed, (rows, _) in zip(seeds, played, strict=True)

@@ -14,11 +14,11 @@ import pytest
 from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import UserError, algorithms, evaluation, load_dataset, make_algorithm, make_env, online, train
+from omarl_jax import UserError, algorithms, load_dataset, make_algorithm, make_env, online, rollout, train
 from omarl_jax.algorithms import Method
 from omarl_jax.checkpoint import Checkpoints
-from omarl_jax.data.dataset import Dataset, Rows
-from omarl_jax.layout import Layout
+from omarl_jax.data.dataset import Dataset, EpisodeStore
+from omarl_jax.placement import Placement, schedule
 from omarl_jax.training import Trainer, chunk_ends
 from omarl_jax.types import Algorithm, Needs, Stats, config
 
@@ -31,7 +31,7 @@ def dataset():
     return load_dataset("particle/spread", "random", size=1_000)
 
 
-def trainer(datasets, seeds, layout=None, lrs=None, method="omar", **overrides):
+def trainer(datasets, seeds, placement=None, lrs=None, method="omar", **overrides):
     """Of one dataset, or of several, which the runs take by turns."""
     datasets = datasets if isinstance(datasets, list) else [datasets]
     method, spec = algorithms.find(method), datasets[0].spec
@@ -40,7 +40,7 @@ def trainer(datasets, seeds, layout=None, lrs=None, method="omar", **overrides):
     small = {name: value for name, value in SMALL.items() if name in known}
     configs = [method.configure(spec, small | {"lr": lr} | overrides) for lr in lrs]
     data_of = [i % len(datasets) for i in range(len(seeds))]
-    return Trainer(method, configs, seeds, datasets, data_of, make_env("particle/spread"), layout)
+    return Trainer(method, configs, seeds, datasets, data_of, make_env("particle/spread"), placement)
 
 
 def leaves(trainer, run):
@@ -52,10 +52,10 @@ def assert_equal(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
-def test_a_run_alone_equals_itself_in_a_pack(dataset):
+def test_a_run_alone_equals_itself_in_a_group(dataset):
     """Side by side with others, which have other hyperparameters and other data."""
     alone = trainer(dataset, [3])
-    together = trainer([dataset] * 2, [1, 3, 5], Layout(lanes=3, devices=1), lrs=[0.003, 0.01, 0.03])
+    together = trainer([dataset] * 2, [1, 3, 5], Placement(slots=3, devices=1), lrs=[0.003, 0.01, 0.03])
     for t in (alone, together):
         t.advance(10)
     # The second copy of the same data is sampled through another window, so rows agree and row numbers do not.
@@ -76,26 +76,27 @@ def test_each_run_learns_from_its_own_data_and_statistics_whatever_the_size_of_t
         for _ in range(2):
             alone.advance(3)
         assert_equal(leaves(alone, 0), leaves(together, run), 1e-6)
-        seen = data.rows.obs[~data.rows.closing]
+        seen = data.rows.obs[~data.rows.is_final]
         np.testing.assert_allclose(together.policy(run).norm.mean, seen.mean(axis=0), atol=1e-4)
     first, second = (jax.tree.leaves(together.policy(run).params) for run in range(2))
     assert max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("layout", "lrs"), [(Layout(1, 1), [0.01] * 2), (Layout(2, 1), [0.01] * 2), (Layout(2, 1), [0.01, TOO_FAST, 0.01])]
+    ("placement", "lrs"),
+    [(Placement(1, 1), [0.01] * 2), (Placement(2, 1), [0.01] * 2), (Placement(2, 1), [0.01, TOO_FAST, 0.01])],
 )
-def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, layout, lrs, tmp_path):
+def test_resuming_equals_never_having_stopped_to_the_last_bit(dataset, placement, lrs, tmp_path):
     """Runs one after the other, all side by side, and split in time: the one split has diverged when all stop."""
     runs, sick = range(len(lrs)), [lr > 1 for lr in lrs]
-    straight, first, second = (trainer(dataset, runs, layout, lrs, method="bc") for _ in range(3))
+    straight, first, second = (trainer(dataset, runs, placement, lrs, method="bc") for _ in range(3))
     straight.advance(4)
     straight.advance(4)
     first.advance(4)
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        checkpoints.save(first.round, first.runs)
+        checkpoints.save(first.updates, first.runs)
         second.resume(*checkpoints.restore(second.runs))
-    assert second.round == 4
+    assert second.updates == 4
     before = [leaves(second, run) for run in runs]
     metrics = second.advance(4)
     for run in runs:
@@ -132,9 +133,9 @@ def test_the_training_program_exports_for_every_accelerator(method, dataset):
         lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, arguments
     )
 
-    def with_raw_keys(lanes_and_plan, shared):
-        lanes, plan = lanes_and_plan
-        return program((lanes, plan._replace(key=jax.random.wrap_key_data(plan.key))), shared)
+    def with_raw_keys(slots_and_inputs, shared):
+        slots, inputs = slots_and_inputs
+        return program((slots, inputs._replace(key=jax.random.wrap_key_data(inputs.key))), shared)
 
     exports(with_raw_keys, *arguments)
 
@@ -152,7 +153,7 @@ def test_playing_and_learning_online_export_for_every_accelerator(task, method):
     def play(raw):
         key = jax.random.wrap_key_data(raw)
         policy = algorithm.init(key, stats).policy
-        return evaluation.evaluate(env, algorithm.act, algorithm.carry, policy, key, 3, explore=True)
+        return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, 3, explore=True)
 
     def learn(raw):
         key = jax.random.wrap_key_data(raw)
@@ -181,20 +182,49 @@ def test_static_hyperparameters_must_agree(dataset):
 
 
 def test_train_spans_a_grid(dataset):
-    result = train("bc", dataset, seeds=2, rounds=4, evaluations=2, episodes=5, lr=[0.01, 0.001], hidden=(8,))
+    result = train("bc", dataset, seeds=2, updates=4, evaluations=2, episodes=5, lr=[0.01, 0.001], hidden=(8,))
     assert result.returns.shape == (2, 4) == result.scores.shape
+    np.testing.assert_array_equal(result.updates, [2, 4])
     assert [config.lr for config in result.configs] == [0.01, 0.01, 0.001, 0.001]
     assert result.seeds == [0, 1, 0, 1]
     np.testing.assert_allclose(result.scores, 100 * (result.returns - 159.8) / (516.8 - 159.8), rtol=1e-5)
 
 
 def test_train_tells_which_runs_diverged(dataset):
-    with pytest.warns(UserWarning, match=r"run 1 at round \d"):
-        result = train("bc", dataset, rounds=6, evaluations=3, episodes=5, lr=[0.001, TOO_FAST], hidden=(8,))
+    with pytest.warns(UserWarning, match=r"run 1 at update \d"):
+        result = train("bc", dataset, updates=6, evaluations=3, episodes=5, lr=[0.001, TOO_FAST], hidden=(8,))
     assert result.diverged_at[0] == -1
     assert 0 <= result.diverged_at[1] < 4
     assert np.isfinite(result.returns[:, 0]).all()
     assert np.isnan(result.scores[2, 1])
+
+
+def test_train_starts_from_what_was_published_unless_told_otherwise(dataset):
+    medium = dataclasses.replace(dataset, metadata=dataset.metadata | {"recipe": "medium"})
+    small = {"hidden": (8,), "batch_size": 16, "cql_samples": 2, "evaluations": 1, "episodes": 2, "updates": 1}
+    alphas = [train("cql", data, preset=p, **small).configs[0].cql_alpha for data in (dataset, medium) for p in (1, 0)]
+    assert alphas == [0.5, 1.0, 5.0, 1.0]
+    assert train("cql", medium, cql_alpha=2.0, **small).configs[0].cql_alpha == 2.0
+
+
+def test_static_hyperparameters_span_a_grid_too_and_runs_stay_in_order(dataset):
+    settings = {"seeds": np.int64(2), "updates": np.int64(4), "evaluations": 2, "episodes": 3, "hidden": (8,)}
+    both = train("bc", dataset, batch_size=[16, np.int64(32)], lr=[0.01, 0.001], **settings)
+    assert [config.batch_size for config in both.configs] == [16] * 4 + [32] * 4
+    assert both.returns.shape == (2, 8) == both.metrics["policy_loss"].shape
+    alone = train("bc", dataset, batch_size=32, lr=[0.01, 0.001], **settings)
+    np.testing.assert_array_equal(both.returns[:, 4:], alone.returns)
+    np.testing.assert_array_equal(both.metrics["policy_loss"][:, 4:], alone.metrics["policy_loss"])
+    for run, (trainer, number) in enumerate(both.trainers):
+        np.testing.assert_array_equal(trainer.evaluate(3)["return"][number].mean(), both.returns[-1, run])
+
+
+def test_counts_must_be_positive_integers(dataset):
+    for wrong in ({"updates": 0}, {"updates": 1.5}, {"episodes": True}, {"evaluations": -1}, {"seeds": []}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} must be a positive integer"):
+            train("bc", dataset, **{"updates": 2} | wrong)
+    with pytest.raises(UserError, match="empty list"):
+        train("bc", dataset, lr=[])
 
 
 @pytest.mark.parametrize("action", [np.nan, 5.0])
@@ -203,27 +233,42 @@ def test_train_refuses_bad_data(dataset, action):
     actions[3, 1, 0] = action
     bad = dataclasses.replace(dataset, rows=dataset.rows._replace(actions=actions))
     with pytest.raises(UserError, match=r"Row 3 of the dataset's actions"):
-        train("bc", bad, rounds=1, evaluations=1)
+        train("bc", bad, updates=1, evaluations=1)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"lr": np.inf}, "lr must be finite"),
         ({"lr": "much"}, "lr must be a number, not 'much'"),
+        ({"lr": True}, "lr must be a number, not True"),
+        ({"batch_size": True}, "batch_size must be an integer, not True"),
         ({"batch_size": 2.5}, "batch_size must be an integer, not 2.5"),
         ({"hidden": 8}, "a list of int values, not 8; where a list spans a grid, write a list of lists"),
         ({"input_norm": "bach"}, "There is no input_norm 'bach'; did you mean 'batch'"),
     ],
 )
-def test_hyperparameters_must_make_sense(dataset, overrides, told):
-    with pytest.raises(UserError, match=told):
+def test_hyperparameters_must_make_sense(dataset, overrides, message):
+    with pytest.raises(UserError, match=message):
         algorithms.find("omar").configure(dataset.spec, overrides)
+
+
+def test_numbers_of_numpy_are_numbers_and_become_those_of_python(dataset):
+    given = {
+        "lr": np.float32(0.125),
+        "batch_size": np.int64(16),
+        "hidden": np.array([8, 4]),
+        "centralised": np.bool_(True),
+    }
+    config = algorithms.find("omar").configure(dataset.spec, given)
+    assert (config.lr, config.batch_size, config.hidden, config.centralised) == (0.125, 16, (8, 4), True)
+    kinds = [type(value) for value in (config.lr, config.batch_size, config.hidden[0], config.centralised)]
+    assert kinds == [float, int, int, bool]
 
 
 def test_the_task_to_evaluate_on_must_fit_the_data(dataset):
     with pytest.raises(UserError, match="The environment is of task 'particle/tag'"):
-        train("bc", dataset, rounds=1, evaluations=1, env=make_env("particle/tag"))
+        train("bc", dataset, updates=1, evaluations=1, env=make_env("particle/tag"))
 
 
 def test_evaluations_are_evenly_spread_and_the_last_is_at_the_end():
@@ -278,19 +323,19 @@ def noter(trained, spec):
     return Algorithm(init, update, act, Needs(batch_size=4))
 
 
-def noting(layout, seeds):
+def noting(placement, seeds):
     closing, none = np.tile([False, True], 500), np.zeros((1000, 1), np.float32)
     number = np.arange(1000, dtype=np.float32)[:, None, None]
-    rows = Rows(number, none[:, None], none, none.astype(bool), ~closing, closing)
+    rows = EpisodeStore(number, none[:, None], none, none.astype(bool), ~closing, closing)
     configs = [Rate(lr) for lr in (0.25, 0.5, 1.0)]
     env, method = Payer(), Method("noter", noter, Rate, lambda config, spec: None)
-    return Trainer(method, configs, seeds, [Dataset(env.task_spec, rows, {})], [0] * 3, env, layout)
+    return Trainer(method, configs, seeds, [Dataset(env.task_spec, rows, {})], [0] * 3, env, placement)
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 1), Layout(3, 1)])
-def test_each_run_has_its_own_metrics_policy_and_returns(layout):
-    """Two at a time, one of them split in time with a round left over, and all side by side."""
-    lrs, learning = np.array([0.25, 0.5, 1.0]), noting(layout, [0, 1, 2])
+@pytest.mark.parametrize("placement", [Placement(2, 1), Placement(3, 1)])
+def test_each_run_has_its_own_metrics_policy_and_returns(placement):
+    """Two at a time, one of them split in time with an update left over, and all side by side."""
+    lrs, learning = np.array([0.25, 0.5, 1.0]), noting(placement, [0, 1, 2])
     np.testing.assert_allclose(learning.advance(5)["value"], (0 + 1 + 2 + 3 + 4) / 5 + lrs)
     np.testing.assert_allclose(learning.advance(2)["value"], (5 + 6) / 2 + lrs)
     np.testing.assert_allclose([learning.policy(run) for run in range(3)], 7 * lrs)
@@ -299,11 +344,11 @@ def test_each_run_has_its_own_metrics_policy_and_returns(layout):
     np.testing.assert_array_equal(played["length"], np.full((3, 2), 2.0))
 
 
-def test_every_round_of_every_seed_has_a_key_and_a_batch_of_its_own_whatever_the_chunks():
-    one, many = noting(Layout(1, 1), [7, 8, 7]), noting(Layout(2, 1), [7, 8, 7])
+def test_every_update_of_every_seed_has_a_key_and_a_batch_of_its_own_whatever_the_chunks():
+    one, many = noting(Placement(1, 1), [7, 8, 7]), noting(Placement(2, 1), [7, 8, 7])
     one.advance(8)
-    for rounds in (1, 4, 3):
-        many.advance(rounds)
+    for updates in (1, 4, 3):
+        many.advance(updates)
     for name, count in (("keys", 9), ("batches", 8)):
         noted = np.asarray(getattr(one.runs.state, name))  # (R, count, …)
         np.testing.assert_array_equal(getattr(many.runs.state, name), noted)
@@ -311,21 +356,29 @@ def test_every_round_of_every_seed_has_a_key_and_a_batch_of_its_own_whatever_the
         assert len(np.unique(noted[:2].reshape(2 * count, -1), axis=0)) == 2 * count
 
 
-@pytest.mark.parametrize(("runs", "lanes"), [(5, 2), (3, 2), (7, 4), (20, 8), (9, 8)])
-def test_no_lane_is_idle_and_no_run_in_two_of_them(runs, lanes):
-    layout = Layout(lanes, 1)
-    parts = layout.parts(runs)
-    calls = layout.calls(runs, parts)
-    assert len(calls) * lanes == runs * parts
-    assert np.bincount(np.ravel(calls)).tolist() == [parts] * runs
-    assert all(len(set(call)) == lanes for call in calls)
+@pytest.mark.parametrize(
+    ("runs", "slots", "updates"),
+    [(5, 2, 10), (3, 2, 7), (7, 4, 9), (20, 8, 6), (9, 8, 8), (6, 4, 1), (3, 4, 5), (8, 4, 5)],
+)
+def test_every_run_gets_its_updates_and_no_slot_is_idle(runs, slots, updates):
+    """But for one update that does not divide evenly; there, idle slots repeat a run."""
+    calls = schedule(runs, slots, updates)
+    made = np.zeros(runs, int)
+    for ids, length in calls:
+        assert length > 0
+        assert len(ids) == slots
+        made[list(set(ids))] += length
+    np.testing.assert_array_equal(made, updates)
+    assert sum(length for _, length in calls) == max(updates, -(-runs * updates // slots))  # no sooner by any schedule
+    assert len({length for _, length in calls}) <= 2  # each length is a program to compile
 
 
-def test_left_over_lanes_repeat_the_last_run():
-    assert Layout(2, 2).calls(3) == [[0, 1], [2, 2]]
-    assert [Layout.default(runs, most).lanes for runs, most in ((20, None), (20, 8), (20, 20), (3, 2))] == [1, 7, 20, 2]
-    assert Layout(4, 2).calls(3) == [[0, 1, 2, 2]]
-    assert [Layout(4, 2).parts(runs) for runs in (3, 4, 5, 8)] == [1, 1, 4, 1]
+def test_slots_that_are_left_over_repeat_the_last_run():
+    assert schedule(3, 4, 7) == [([0, 1, 2, 2], 7)]
+    assert schedule(4, 2, 7) == [([0, 1], 7), ([2, 3], 7)]
+    assert schedule(3, 2, 7) == [([0, 1], 3), ([0, 2], 3), ([1, 2], 3), ([0, 1], 1), ([2, 2], 1)]
+    defaults = [Placement.default(runs, most).slots for runs, most in ((20, None), (20, 8), (20, 20), (3, 2))]
+    assert defaults == [1, 7, 20, 2]
 
 
 def test_runs_spread_over_devices_equal_runs_on_one():
@@ -334,24 +387,24 @@ def test_runs_spread_over_devices_equal_runs_on_one():
 import jax, numpy as np
 from omarl_jax import algorithms, load_dataset
 from omarl_jax.checkpoint import Checkpoints
-from omarl_jax.layout import Layout
+from omarl_jax.placement import Placement, schedule
 from omarl_jax.training import Trainer
 dataset = load_dataset("particle/spread", "random", size=1000)
 method = algorithms.find("bc")
 config = method.configure(dataset.spec, {"hidden": (8,), "batch_size": 16})
-trainers = [Trainer(method, [config] * 3, [0, 1, 2], [dataset], [0] * 3, None, layout)
-            for layout in (Layout(1, 1), Layout(2, 2))]
+trainers = [Trainer(method, [config] * 3, [0, 1, 2], [dataset], [0] * 3, None, placement)
+            for placement in (Placement(1, 1), Placement(2, 2))]
 for trainer in trainers:
     trainer.advance(11)
 one, two = ([np.asarray(x) for x in jax.tree.leaves(trainer.runs.state)] for trainer in trainers)
 assert trainers[1].diverged_at.shape == (3,)
 for a, b in zip(one, two):
     assert np.abs(a - b).max() <= 1e-5
-assert (trainers[1].runs.round == 11).all()
+assert (trainers[1].runs.updates == 11).all()
 program, arguments = trainers[1].chunk(2)
 text = jax.jit(program).lower(*arguments).compile().as_text()
 assert "conditional(" in text, "runs that have diverged learn for nothing"
-assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+assert not any(word in text for word in ("all-concat_datasets", "all-reduce", "all-to-all", "collective-permute"))
 print("equal")
 """
     two = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
@@ -369,12 +422,12 @@ def test_discrete_methods_learn_a_game_from_random_play(method):
     """Of climbing's actions the third pays best whatever the other does on average; both taking it pays 5."""
     dataset = load_dataset("matrix/climbing", "random", size=2_000)
     settings = {"lr": 0.01, "tau": 0.1, "hidden": (16,), "batch_size": 64, "cql_alpha": 0.0}
-    result = train(method, dataset, rounds=400, evaluations=1, episodes=4, **settings)
+    result = train(method, dataset, updates=400, evaluations=1, episodes=4, **settings)
     np.testing.assert_allclose(result.returns, 5.0)
 
 
 @pytest.mark.parametrize(("task", "options"), [("uav/iot", {"n_uavs": 3}), ("uav/iot-random", {})])
 def test_distributional_methods_run_on_every_form_of_the_uavs(task, options):
     dataset = load_dataset(task, "random", size=200, **options)
-    result = train("ccqr", dataset, rounds=2, evaluations=1, episodes=2, hidden=(8,), batch_size=8, risk=0.5)
+    result = train("ccqr", dataset, updates=2, evaluations=1, episodes=2, hidden=(8,), batch_size=8, risk=0.5)
     assert np.isfinite(result.returns).all()

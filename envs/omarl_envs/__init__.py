@@ -7,7 +7,7 @@ from typing import Any
 
 from omarl_envs.spec import ScoreReference, TaskSpec
 
-__all__ = ["ScoreReference", "TaskSpec", "UnknownTask", "families", "make", "task_names"]
+__all__ = ["ScoreReference", "TaskSpec", "UnknownTask", "defaults", "families", "make", "task_names"]
 
 
 def __getattr__(name: str) -> Any:

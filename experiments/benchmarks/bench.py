@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from omarl_jax import algorithms, load_dataset, make_env
-from omarl_jax.layout import Layout
+from omarl_jax.placement import Placement
 from omarl_jax.runs import environment_record
 from omarl_jax.training import Trainer
 
@@ -93,7 +93,7 @@ def updates(
     config = found.configure(dataset.spec, {})
     trainers, compile_seconds = {}, {}
     for n in seeds:
-        trainers[n] = Trainer(found, [config] * n, range(n), [dataset], [0] * n, None, Layout.default(n))
+        trainers[n] = Trainer(found, [config] * n, range(n), [dataset], [0] * n, None, Placement.default(n))
         began = time.perf_counter()
         trainers[n].advance(max(2, per_call // n))
         compile_seconds[n] = time.perf_counter() - began

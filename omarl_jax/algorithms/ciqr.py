@@ -233,4 +233,12 @@ def ciqr(config: Config, spec: TaskSpec) -> Algorithm:
         own = take_action(network(state.policy.net.params, batch.obs), batch.actions).mean(axis=-1)  # (B, N)
         return networks.group(own, mixed, "sum")[None] / config.reward_scale
 
-    return Algorithm(init, update, act, Needs(config.batch_size), explores=True, values=values)
+    def return_quantiles(policy: EpsilonGreedy, view: View) -> tuple[chex.Array, chex.Array]:
+        actions = act(policy, view, (), jax.random.key(0))[0]
+        chosen = take_action(network.act(policy.net, view.obs), actions)  # (N, Q)
+        # With a mixer, the values of single agents mean nothing.
+        return fractions(config), total(chosen[None])[0] / config.reward_scale
+
+    hook = return_quantiles if config.quantiles else None
+    needs = Needs(config.batch_size)
+    return Algorithm(init, update, act, needs, explores=True, values=values, return_quantiles=hook)

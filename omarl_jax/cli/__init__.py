@@ -1,7 +1,7 @@
 """The command line. Each verb is a function; its arguments and its help come from its signature.
 
-A mistake of the user ends with one sentence and exit code 1, but 2 where arguments are missing or are none. A sweep in
-which runs failed or none has a result ends with 1, too, after its report.
+A mistake of the user ends with one sentence and exit code 1; missing or invalid arguments exit with 2. A sweep in which
+runs failed, or none has a result, exits with 1 after its report.
 Everything that needs JAX is imported by the verb that needs it, so that `--help` is quick.
 """
 
@@ -12,21 +12,21 @@ from typing import Any
 
 import tyro
 
-from omarl_jax.cli import data, learn, play
+from omarl_jax.cli import data, play, sweep, train
 from omarl_jax.cli.terminal import complain, errors
 from omarl_jax.errors import UserError, unknown
 
 _VERBS: dict[str, Any] = {
     "list": play.list_names,
     "collect": data.collect,
-    "train": learn.train,
+    "train": train.train,
     "evaluate": play.evaluate,
-    "sweep": learn.sweep,
+    "sweep": sweep.sweep,
     "report": play.report,
     "data": lambda: None,
     "behaviour": data.behaviour,
     "prey": data.prey,
-    "demo": learn.demo,
+    "demo": sweep.demo,
 }
 _VERBS["data"].__doc__ = "Lists, describes, verifies, imports and exports datasets: omarl data --help."
 _DATA_VERBS: dict[str, Any] = {
@@ -48,9 +48,9 @@ def main() -> None:
         complain("error", str(error))
         code = 1
     except KeyboardInterrupt:
-        errors.print("Stopped. Sweeps and trainings continue where they were when they are started again.")
+        errors.print("Stopped. Sweeps and trainings continue from their last checkpoint when started again.")
         code = 130
-    except BrokenPipeError:  # what it prints goes to a program that has read enough
+    except BrokenPipeError:  # the program that reads the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str]) -> int | None:
         _check_verb(rest[0] if rest else "--help", _DATA_VERBS, "omarl data")
         return tyro.extras.subcommand_cli_from_dict(_DATA_VERBS, prog="omarl data", args=rest or ["--help"])
     if verb == "train" and rest and not rest[0].startswith("-"):
-        return learn.train_with(rest[0], rest[1:])
+        return train.train_with(rest[0], rest[1:])
     about = "Offline multi-agent reinforcement learning in JAX."
     return tyro.extras.subcommand_cli_from_dict(_VERBS, prog="omarl", description=about, args=arguments or ["--help"])
 

@@ -1,4 +1,4 @@
-"""Verbs that make data, and what data are made of: `collect`, `behaviour`, `prey` and those of `omarl data`."""
+"""Verbs that make data, behaviour policies and prey: `collect`, `behaviour`, `prey` and those of `omarl data`."""
 
 import pathlib
 from typing import Annotated
@@ -30,10 +30,10 @@ def collect(
         option: constructor arguments of the task, as name=value.
     """
     from omarl_jax.data import card, storage
-    from omarl_jax.data.recipes import load_dataset
+    from omarl_jax.datasets.catalogue import load_dataset
 
     storage.require_new(out)
-    with console.status("Making the data (a log of learning takes a minute or more)"):
+    with console.status("Making the data (replay data take a minute or more)"):
         made = load_dataset(task, dataset, seed, size, **pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
@@ -48,69 +48,69 @@ def behaviour(
     replay: float | None = None,
     algorithm: str = "matd3",
     seeds: tuple[int, ...] = (0,),
-    rounds: int = 30_000,
+    updates: int = 30_000,
     every: int = 250,
     set: tuple[str, ...] = (),
     option: tuple[str, ...] = (),
 ) -> None:
-    """Trains the behaviour policies that datasets are made of, online, and writes their snapshots.
+    """Trains behaviour policies for datasets online, and writes their snapshots.
 
     Args:
         task: for example particle/spread.
         out: file to write, an .npz.
         medium: normalised score that the medium data should have.
         expert: the same for the expert data.
-        replay: the same for the mean of medium-replay; by default whatever training up to medium gives.
+        replay: the same for the mean of medium-replay; by default all of training up to medium is used.
         algorithm: an online method.
         seeds: of training; each quality is taken from the one that meets it best.
-        rounds: learning rounds, each after 100 environment steps.
-        every: rounds between snapshots.
+        updates: one after each 100 environment steps.
+        every: updates between snapshots.
         set: hyperparameters that differ from the method's defaults, as name=value.
         option: constructor arguments of the task, as name=value.
     """
-    from omarl_jax.data import behaviour
-    from omarl_jax.data.recipes import make_env
+    from omarl_jax.datasets import behaviour
+    from omarl_jax.tasks import make_env
 
     require_writable(out)
     env = make_env(task, **pairs(option))
     if env.reference is None:
         raise UserError(f"'{task}' in this form has no reference returns to score snapshots with.")
     overrides = pairs(set)
-    snapshots = behaviour.train(env, algorithm, overrides, seeds, rounds, every)
+    snapshots = behaviour.train(env, algorithm, overrides, seeds, updates, every)
     chosen = behaviour.choose(env, snapshots, medium, expert, replay)
     behaviour.save(out, env, algorithm, overrides, snapshots, chosen)
     for quality, numbers in chosen.items():
-        rounds_scores = [(snapshots[i]["round"], env.reference.normalise(snapshots[i]["explored"])) for i in numbers]
-        told = ", ".join(f"{number}: {score:.1f}" for number, score in rounds_scores)
-        console.print(f"{quality} (seed {snapshots[numbers[0]]['seed']}, round: score) {told}")
+        scores = [(snapshots[i]["updates"], env.reference.normalise(snapshots[i]["explored"])) for i in numbers]
+        listed = ", ".join(f"{made}: {score:.1f}" for made, score in scores)
+        console.print(f"{quality} (seed {snapshots[numbers[0]]['seed']}, updates: score) {listed}")
 
 
-def prey(task: TaskName, out: pathlib.Path, seed: int = 0, rounds: int = 2_000) -> None:
+def prey(task: TaskName, out: pathlib.Path, seed: int = 0, updates: int = 2_000) -> None:
     """Trains a prey together with the predators that hunt it, by MATD3. It is loaded with the task's `prey=FILE`.
 
     Args:
         task: particle/tag or particle/world.
         out: file to write, an .npz.
         seed: of training.
-        rounds: learning rounds, each after 100 environment steps. Of the prey that ship, that of tag had 2,000, that of
-            world 4,000.
+        updates: one after each 100 environment steps. Of the prey that ship, that of tag had 2,000, that of world
+            4,000.
     """
-    from omarl_jax.data import behaviour
-    from omarl_jax.data.recipes import make_env
+    from omarl_jax.datasets import behaviour
+    from omarl_jax.tasks import make_env
 
     require_writable(out)
     env = make_env(task, prey="learner")
-    *_, last = behaviour.train(env, "matd3", {}, [seed], rounds, every=rounds, final_lr=1.0)
+    *_, last = behaviour.train(env, "matd3", {}, [seed], updates, every=updates, final_lr=1.0)
     behaviour.save_prey(out, env, last["policy"])
     console.print(f"{out}")
 
 
 def list_() -> None:
-    """Lists what can be made by recipe: tasks, qualities, sizes and behaviour policies."""
-    from omarl_jax.data import recipes
+    """Lists the datasets that can be made by recipe: task, name, size, and score of the behaviour."""
+    from omarl_jax.datasets import catalogue
 
     table = Table("task", "dataset", "transitions", "score", box=None, header_style="bold")
-    for row in recipes.catalogue():
+    for row in catalogue.catalogue():
         table.add_row(row.task, row.quality, f"{row.size:,}", "" if row.score is None else f"{row.score:.1f}")
     console.print(table)
 
@@ -136,7 +136,7 @@ def card(
     from rich.markdown import Markdown
 
     from omarl_jax.data import card, storage
-    from omarl_jax.data.recipes import load_dataset
+    from omarl_jax.datasets.catalogue import load_dataset
 
     opened = storage.load(dataset) if quality is None else load_dataset(dataset, quality, seed, size, **pairs(option))
     made = card.card(opened)
@@ -169,15 +169,16 @@ def import_(
         out: folder to write; it must not exist yet.
         option: constructor arguments of the task, as name=value.
     """
-    from omarl_jax.data import card, importers, storage
+    from omarl_jax.data import card, storage
+    from omarl_jax.data.importers import macqr_csv
 
     storage.require_new(out)
-    made = importers.read_csv(file, **pairs(option))
+    made = macqr_csv.read_csv(file, **pairs(option))
     storage.save(made, out)
     card.write(card.card(made), out)
     mean = made.metadata.get("mean_return")
-    told = "no whole episode" if mean is None else f"mean return {mean:.1f}"
-    console.print(f"{made.size:,} transitions, {told} -> {out}")
+    returns = "no whole episode" if mean is None else f"mean return {mean:.1f}"
+    console.print(f"{made.size:,} transitions, {returns} -> {out}")
 
 
 def export(dataset: DatasetFolder, out: pathlib.Path) -> None:
@@ -187,8 +188,9 @@ def export(dataset: DatasetFolder, out: pathlib.Path) -> None:
         dataset: its folder.
         out: the file.
     """
-    from omarl_jax.data import importers, storage
+    from omarl_jax.data import storage
+    from omarl_jax.data.importers import macqr_csv
 
     made = storage.load(dataset)
-    importers.write_csv(made, out)
+    macqr_csv.write_csv(made, out)
     console.print(f"{made.size:,} transitions -> {out}")

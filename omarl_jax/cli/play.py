@@ -1,6 +1,7 @@
 """Verbs that look at what was trained: `evaluate` and `report`; and `list`."""
 
 import functools
+import importlib
 import pathlib
 from collections.abc import Callable
 from typing import Annotated
@@ -10,20 +11,24 @@ from rich.table import Table
 
 from omarl_jax.cli.terminal import console, pairs, print_paths
 from omarl_jax.errors import UserError, check_seeds
-
-_EPISODES_AT_ONCE = 10_000
+from omarl_jax.files import read_run_config, require_trusted_task
 
 
 def list_names() -> None:
-    """Lists the algorithms, the tasks and the datasets."""
+    """Lists the algorithms, the tasks, the datasets, and the variants of algorithms."""
     import omarl_envs
 
     from omarl_jax import algorithms
-    from omarl_jax.data.recipes import QUALITIES
+    from omarl_jax.datasets.catalogue import QUALITIES
 
     table = Table("algorithms", "tasks", "datasets", box=None, header_style="bold")
     table.add_row("\n".join(algorithms.methods()), "\n".join(omarl_envs.task_names()), "\n".join(QUALITIES))
     console.print(table)
+    variants = Table("variants", "of", "", box=None, header_style="bold")
+    for name, row in algorithms.variants().items():
+        variants.add_row(name, row["base"], row["title"])
+    console.print()
+    console.print(variants)
 
 
 def evaluate(
@@ -36,6 +41,7 @@ def evaluate(
     quantiles: pathlib.Path | None = None,
     at: tuple[int, ...] = (),
     option: tuple[str, ...] = (),
+    trust: bool = False,
 ) -> None:
     """Plays episodes with a trained policy and prints their returns.
 
@@ -46,46 +52,49 @@ def evaluate(
         risk: share of the worst episodes that CVaR is the mean of.
         gif: also write one episode as a GIF.
         map: also write the paths of one episode on a map, as a PNG (uav tasks).
-        quantiles: also draw the quantiles of the chosen actions' values in one episode, as a PNG (ciqr and ccqr).
+        quantiles: also draw the return quantiles of the actions in one episode, as a PNG (ciqr and its variants).
         at: steps of that episode to draw them at; by default four, evenly spread.
         option: constructor arguments of the task, as name=value.
+        trust: import a method or task that is not of this package, because the file names it; this runs its code.
     """
     import jax
     import numpy as np
 
-    from omarl_jax import evaluation, pictures, statistics
-    from omarl_jax.data.recipes import make_env
+    from omarl_jax import rollout
     from omarl_jax.export import load_policy
+    from omarl_jax.report import statistics
+    from omarl_jax.report.episodes import write_gif, write_map, write_quantiles
+    from omarl_jax.tasks import make_env
 
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     if not 0 < risk <= 1:
         raise UserError(f"risk must lie in (0, 1], not {risk}.")
     check_seeds([seed])
-    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy)
+    if (policy / "config.json").exists():
+        read_run_config(policy)
+    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy, allow_import=trust)
+    require_trusted_task(saved.spec.name, allow_import=trust)
     env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | pairs(option)))
     if saved.count is not None:
         raise UserError(f"'{policy}' holds {saved.count} policies, not one.")
     if env.task_spec != saved.spec:
         raise UserError(f"This policy was trained on another form of '{saved.spec.name}'; give its --option values.")
     act, carry = saved.functions
-    parts = [min(_EPISODES_AT_ONCE, episodes - n) for n in range(0, episodes, _EPISODES_AT_ONCE)]
-    play = jax.jit(lambda key, n: evaluation.evaluate(env, act, carry, saved.params, key, n), static_argnums=1)
-    keys = jax.random.split(jax.random.key(seed), len(parts))
-    played = [play(key, n) for key, n in zip(keys, parts, strict=True)]
-    rows = {name: np.concatenate([part[name] for part in played]) for name in ("return", *env.metric_names, "length")}
+    play = jax.jit(lambda params, key: rollout.evaluate(env, act, carry, params, key, episodes))
+    totals = {name: np.asarray(values) for name, values in play(saved.params, jax.random.key(seed)).items()}
+    rows = {name: totals[name] for name in ("return", *env.metric_names, "length")}
     table = Table("", "mean", "sd", "min", "max", f"CVaR {risk:g}", "episodes not 0", box=None, header_style="bold")
     if env.reference is not None:
         rows = {"score": env.reference.normalise(rows["return"])} | rows
     for name, values in rows.items():
         numbers = [values.mean(), values.std(), values.min(), values.max()]
         tail = f"{statistics.cvar(values, risk):.2f}" if name in ("score", "return") else ""
-        exposed = f"{(values != 0).mean():.1%}" if name.startswith("risk") else ""
-        table.add_row(name, *(f"{number:.2f}" for number in numbers), tail, exposed)
+        violating = f"{(values != 0).mean():.1%}" if name.startswith("risk") else ""
+        table.add_row(name, *(f"{number:.2f}" for number in numbers), tail, violating)
     console.print(table)
-    at_steps: Callable[..., None] = functools.partial(pictures.write_quantiles, at=at)
-    wanted = (("film", pictures.write_gif, gif), ("map", pictures.write_map, map), ("quantiles", at_steps, quantiles))
-    for name, draw, path in wanted:
+    at_steps: Callable[..., None] = functools.partial(write_quantiles, at=at)
+    for name, draw, path in (("gif", write_gif, gif), ("map", write_map, map), ("quantiles", at_steps, quantiles)):
         if path is not None:
             draw(env, saved, path, seed)
             print_paths({name: path})
@@ -95,6 +104,7 @@ def report(
     runs: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="RUNS")]],
     out: pathlib.Path | None = None,
     pictures: bool = False,
+    trust: bool = False,
 ) -> None:
     """Makes tables, curves and an HTML page of finished runs.
 
@@ -103,13 +113,24 @@ def report(
         out: folder to write to; by default RUNS/report.
         pictures: also play an episode with the first run of each method, to draw its paths on a map and the quantiles
             it has learned, where the task has a map and the method quantiles.
+        trust: for the pictures, import tasks and methods that are not of this package, because the runs name them;
+            this runs their code.
     """
-    from omarl_jax import report, results
+    from omarl_jax.report import print_table, write_report
+    from omarl_jax.report.load import load_runs, unfinished
+    from omarl_jax.report.summarise import summarise
 
-    finished = results.load_runs(runs)
+    finished = load_runs(runs)
     if not finished:
         raise UserError(f"There are no finished runs in '{runs}'.")
-    missing = dict.fromkeys(results.unfinished(runs), "")
-    paths = report.write_report(finished, out or runs / "report", missing, pictures)
-    report.print_table(results.table(finished), console)
+    out, drawn = out or runs / "report", None
+    if pictures:
+        from omarl_jax.report import episodes
+
+        for module in {run.base for run in finished} | {run.task.partition("/")[0] for run in finished}:
+            if trust and "." in module:
+                importlib.import_module(module)
+        drawn = episodes.draw(finished, out)
+    paths = write_report(finished, out, dict.fromkeys(unfinished(runs), ""), drawn)
+    print_table(summarise(finished), console)
     print_paths(paths)

@@ -1,1 +1,1 @@
-"""Offline datasets: in memory (`dataset`), on disk (`storage`), how each is made (`recipes`), and their cards."""
+"""Offline datasets: in memory (`dataset`), on disk (`storage`), their checks (`validation`), cards and importers."""

@@ -1,4 +1,4 @@
-"""The card of a dataset: what is in it, as numbers, as a page of Markdown and as a picture."""
+"""The card of a dataset: its content as numbers, as a page of Markdown and as a picture."""
 
 import dataclasses
 from pathlib import Path
@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from omarl_envs.spec import ScoreReference, TaskSpec
 
-from omarl_jax import statistics
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import content_hash
 from omarl_jax.files import replacing
+from omarl_jax.report import statistics
+from omarl_jax.report.tables import markdown_table
 from omarl_jax.types import SATURATED
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -21,7 +22,7 @@ _ACTION_BINS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Numbers summed up.
+    """A summary of numbers.
 
     Attributes:
         mean, std, min, max: the standard deviation is that of the numbers themselves (divisor n).
@@ -41,7 +42,7 @@ class Distribution:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What there is to know of a dataset before learning from it; plain values, so `dataclasses.asdict` is JSON.
+    """Facts about a dataset to know before learning from it; plain values, so `dataclasses.asdict` is JSON.
 
     Attributes:
         spec: the task.
@@ -52,7 +53,8 @@ class Card:
         memory: bytes of all rows.
         ordered: whether transitions form episodes; if not, each is an episode of its own.
         returns: of the episodes: the sum over time of the mean reward of the agents.
-        mean_return: from the metadata: the mean return that policies are judged by, which some tasks count otherwise.
+        mean_return: from the metadata: the mean of the return that policies are evaluated by, which in some tasks is
+            not the sum of rewards.
         metrics: the task's quantities, means of their sums over episodes, from the metadata.
         reference: returns between which scores are normalised, or None where unknown.
         score: the normalised mean return; None without reference or whole episodes.
@@ -111,7 +113,7 @@ class Card:
             ("episodes", f"{self.episodes:,}" if self.ordered else "no order: each transition stands alone"),
             ("terminal transitions", f"{self.terminal:,}"),
             ("truncated transitions", f"{self.truncated:,}"),
-            ("mean return, as policies are judged", None if self.mean_return is None else f"{self.mean_return:.4g}"),
+            ("mean return, as policies are evaluated", None if self.mean_return is None else f"{self.mean_return:.4g}"),
             ("normalised mean score", score),
             ("score reference", reference),
             ("memory", f"{self.memory / 2**20:.1f} MiB"),
@@ -136,19 +138,20 @@ class Card:
         else:
             actions = [[str(n), *(f"{100 * x:.1f} %" for x in shares)] for n, shares in enumerate(self.saturated)]
             heading, kind = f"Share of |a| > {SATURATED}", "dimension"
-        quantities = [[_text(name), f"{value:.4g}"] for name, value in self.metrics.items()]
+        means = [[_text(name), f"{value:.4g}"] for name, value in self.metrics.items()]
+        quantities = ["## Quantities of the task", markdown_table(["", "mean of an episode"], means)] if means else []
         return "\n\n".join(
             [
                 f"# {spec.name}: {_text(self.recipe)}",
-                _table(["", ""], [[name, _text(value)] for name, value in facts]),
+                markdown_table(["", ""], [[name, _text(value)] for name, value in facts]),
                 "![returns, actions, episode lengths and rewards](card.png)",
                 "## Distributions",
-                _table(["", *columns], spread),
-                *(["## Quantities of the task", _table(["", "mean of an episode"], quantities)] if quantities else []),
+                markdown_table(["", *columns], spread),
+                *quantities,
                 "## Agents",
-                _table(["agent", "mean reward", "smallest observation", "largest observation"], agents),
+                markdown_table(["agent", "mean reward", "smallest observation", "largest observation"], agents),
                 f"## {heading}",
-                _table(["agent", *(f"{kind} {a}" for a in range(spec.action_dim))], actions) + "\n",
+                markdown_table(["agent", *(f"{kind} {a}" for a in range(spec.action_dim))], actions) + "\n",
             ]
         )
 
@@ -162,9 +165,9 @@ def card(dataset: Dataset) -> Card:
     actions = np.asarray(rows.actions)[transition]  # (V, N) or (V, N, A)
     step = np.arange(len(transition)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (V,) time in the episode
     returns = dataset.episode_returns()
-    judged = metadata.get("mean_return")
-    if judged is None and dataset.whole_episodes.all():
-        judged = returns.mean()
+    mean_return = metadata.get("mean_return")
+    if mean_return is None and dataset.whole_episodes.all():
+        mean_return = returns.mean()
     reference = None
     if metadata.get("random") is not None and metadata.get("expert") is not None:
         source = metadata.get("reference_source") or "source unknown"
@@ -191,7 +194,7 @@ def card(dataset: Dataset) -> Card:
         mean_return=metadata.get("mean_return"),
         metrics=metadata.get("metrics") or {},
         reference=reference,
-        score=None if reference is None or judged is None else float(reference.normalise(judged)),
+        score=None if reference is None or mean_return is None else float(reference.normalise(mean_return)),
         agent_rewards=rewards.mean(axis=0).tolist(),
         step_rewards=(np.bincount(step, rewards.mean(axis=1)) / np.bincount(step)).tolist(),
         lengths=_distribution(lengths, _whole_bins(lengths)),
@@ -280,9 +283,4 @@ def _return_name(card: Card) -> str:
 
 
 def _text(value: Any) -> str:
-    return "unknown" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "unknown" if value is None else " ".join(str(value).split("\n"))

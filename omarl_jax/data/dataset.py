@@ -1,8 +1,8 @@
-"""An offline dataset in device memory, and how batches are drawn from it.
+"""An offline dataset, and how batches are drawn from it on the device.
 
-Steps are stored once, time-major, episodes back to back. Each episode has one closing row that holds only its last
-observation, so `next_obs` is the row after and needs no memory of its own. `index` lists the rows that are
-transitions, for methods that need the next action without those whose next action is missing though it matters.
+Steps are stored once, time-major, episodes back to back. Each episode ends with a final-observation row, so `next_obs`
+is the row after and needs no memory of its own. `index` lists the rows that are transitions. For methods that need
+`next_actions` it leaves out non-terminal transitions without a successor.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from omarl_jax.types import Needs, Stats, Transition
 _ALIGNMENT = 64
 
 
-class Rows(NamedTuple):
-    """The arrays of a dataset: M rows (transitions and closing rows), on the device or on the host.
+class EpisodeStore(NamedTuple):
+    """The arrays of a dataset: M rows, transitions and final-observation rows, on the device or on the host.
 
-    In a closing row everything but `obs`, `state` and `action_mask` is zero.
+    A final-observation row holds the last observation of an episode: `obs`, `state` and `action_mask`; all else in it
+    is zero.
 
     Attributes:
         obs: (M, N, O) float32.
@@ -33,7 +34,7 @@ class Rows(NamedTuple):
         rewards: (M, N) float32.
         terminal: (M, N) bool.
         truncated: (M,) bool.
-        closing: (M,) bool, whether the row only closes an episode.
+        is_final: (M,) bool, whether it is a final-observation row.
         state: (M, S) float32, or None where it is the concatenation of `obs`.
         action_mask: (M, N, A) bool, or None in continuous tasks.
     """
@@ -43,13 +44,13 @@ class Rows(NamedTuple):
     rewards: chex.Array
     terminal: chex.Array
     truncated: chex.Array
-    closing: chex.Array
+    is_final: chex.Array
     state: chex.Array | None = None
     action_mask: chex.Array | None = None
 
 
-class Window(NamedTuple):
-    """The part of a `DeviceData`'s index that one run samples from (several data seeds share one device array).
+class IndexRange(NamedTuple):
+    """The part of the index of a `DeviceData` that one run samples from; several data seeds share one device array.
 
     Attributes:
         start: () int32, first entry.
@@ -61,43 +62,46 @@ class Window(NamedTuple):
 
 
 class DeviceData(NamedTuple):
-    """What the compiled training step is given: rows and the list of those that may be sampled.
+    """The data of a compiled training step: rows, and the list of those that may be sampled.
 
     Attributes:
         rows: M rows.
         index: (V,) int32, rows that are transitions (see `Dataset.index`).
     """
 
-    rows: Rows
+    rows: EpisodeStore
     index: chex.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset and what is known about it.
+    """A dataset, usually on the host.
 
     Attributes:
         spec: the task it was made on.
-        rows: M rows.
+        rows: its M rows.
         metadata: JSON values: `recipe`, `seed`, `behaviour`, `metrics` (the task's quantities, means over episodes),
             `mean_return`, `mean_score`, `random`, `expert` (reference returns), `reference_source`, `comparable` (with
             the paper) …
     """
 
     spec: TaskSpec
-    rows: Rows
+    rows: EpisodeStore
     metadata: dict[str, Any]
 
     @property
     def size(self) -> int:
         """The number of transitions."""
-        return int(np.sum(~np.asarray(self.rows.closing)))
+        return int(np.sum(~np.asarray(self.rows.is_final)))
 
     def index(self, next_actions: bool = False) -> np.ndarray:
-        """(V,) int32, the rows that are transitions; with `next_actions`, only those that are followed by another one,
-        or after which nobody acts since the task has ended for all.
+        """(V,) int32, the rows that are transitions.
+
+        Args:
+            next_actions: leave out transitions whose next action is missing: those without a successor, unless the task
+                has ended for all agents.
         """
-        transition = ~np.asarray(self.rows.closing)
+        transition = ~np.asarray(self.rows.is_final)
         if next_actions:
             ended = np.asarray(self.rows.terminal).all(axis=1)
             transition = transition & (np.append(transition[1:], False) | ended)
@@ -105,14 +109,14 @@ class Dataset:
 
     def episode_returns(self) -> np.ndarray:
         """(E,) float, the return of each episode: the sum over time of the mean reward of its agents."""
-        closing = np.flatnonzero(np.asarray(self.rows.closing))
+        finals = np.flatnonzero(np.asarray(self.rows.is_final))
         team = np.asarray(self.rows.rewards, dtype=np.float64).mean(axis=1)
-        return np.add.reduceat(team, np.concatenate([[0], closing[:-1] + 1]))
+        return np.add.reduceat(team, np.concatenate([[0], finals[:-1] + 1]))
 
     @property
     def lengths(self) -> np.ndarray:
         """(E,) int, the steps of each episode."""
-        return np.diff(np.flatnonzero(np.asarray(self.rows.closing)), prepend=-1) - 1
+        return np.diff(np.flatnonzero(np.asarray(self.rows.is_final)), prepend=-1) - 1
 
     @property
     def ordered(self) -> bool:
@@ -122,47 +126,51 @@ class Dataset:
     @property
     def whole_episodes(self) -> np.ndarray:
         """(E,) bool, the episodes that are there to their end: terminal for all, or the time limit."""
-        last = np.flatnonzero(np.asarray(self.rows.closing)) - 1
+        last = np.flatnonzero(np.asarray(self.rows.is_final)) - 1
         terminal = np.asarray(self.rows.terminal)[last].all(axis=1)
         return (terminal & self.ordered) | (self.lengths == self.spec.episode_length)
 
     def stats(self) -> Stats:
         """Mean and standard deviation of each agent's observations, over all transitions."""
-        obs, transition = np.asarray(self.rows.obs), ~np.asarray(self.rows.closing)
+        obs, transition = np.asarray(self.rows.obs), ~np.asarray(self.rows.is_final)
         mean = np.einsum("m,mno->no", transition, obs, dtype=np.float64) / self.size
         square = np.einsum("m,mno,mno->no", transition, obs, obs, dtype=np.float64) / self.size
         std = np.sqrt(np.maximum(square - np.square(mean), 1e-6))
         return Stats(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
 
 
-def gather(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[Window]]:
-    """Joins datasets of one task into one set of arrays on the host, each once, to be put on the devices.
+def concat_datasets(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, list[IndexRange]]:
+    """Concatenates datasets of one task on the host, to be put on the devices.
+
+    Args:
+        datasets: the datasets.
+        needs: the fields that the method asks for.
 
     Returns:
-        the data, and the window of each dataset in them.
+        the data, and the range of each dataset in their index.
 
     Raises:
-        UserError: if a dataset has no transitions of the wanted sort.
+        UserError: if a dataset has no transitions with these fields.
     """
-    rows = jax.tree.map(lambda *parts: joined(parts), *(dataset.rows for dataset in datasets))
+    rows = jax.tree.map(lambda *parts: concatenate(parts), *(dataset.rows for dataset in datasets))
     first_row = 0
-    windows: list[Window] = []
+    ranges: list[IndexRange] = []
     index: list[np.ndarray] = []
     for dataset in datasets:
         part = dataset.index(needs.next_actions)
         if len(part) == 0:
-            wanted = "that are followed by another action" if needs.next_actions else "at all"
-            raise UserError(f"A dataset of task '{dataset.spec.name}' has no transitions {wanted}.")
-        windows.append(Window(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
+            which = "that are followed by another action" if needs.next_actions else "at all"
+            raise UserError(f"A dataset of task '{dataset.spec.name}' has no transitions {which}.")
+        ranges.append(IndexRange(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
         index.append(part + np.int32(first_row))
         first_row += dataset.rows.obs.shape[0]
-    return DeviceData(rows, joined(index)), windows
+    return DeviceData(rows, concatenate(index)), ranges
 
 
-def joined(parts: Sequence[chex.Array]) -> np.ndarray:
-    """Arrays one after another, on the host, where the devices of a CPU read them without copies of their own.
+def concatenate(parts: Sequence[chex.Array]) -> np.ndarray:
+    """Concatenates arrays on the host, into memory that the devices of a CPU read without a copy.
 
-    JAX shares memory that begins at a multiple of 64 bytes, which NumPy's seldom does.
+    JAX shares memory that begins at a multiple of 64 bytes; NumPy's seldom does.
     """
     arrays = [np.asarray(part) for part in parts]
     if len(arrays) == 1 and arrays[0].flags.c_contiguous and arrays[0].ctypes.data % _ALIGNMENT == 0:
@@ -174,25 +182,31 @@ def joined(parts: Sequence[chex.Array]) -> np.ndarray:
     return np.concatenate(arrays, out=memory[begin : begin + size].view(dtype).reshape(shape))
 
 
-def sample(data: DeviceData, window: Window, key: chex.PRNGKey, needs: Needs) -> Transition:
+def sample(data: DeviceData, index_range: IndexRange, key: chex.PRNGKey, needs: Needs) -> Transition:
     """Draws a batch uniformly, with replacement (published code draws without; in 10⁵ rows that is 0.5 % repeats).
 
     Args:
         data: the device data.
-        window: the part of it to draw from.
+        index_range: the part of it to draw from.
         key: randomness.
         needs: batch size and fields.
 
     Returns:
-        a batch whose arrays begin with (B,), or with (batches, B) if a round takes several batches.
+        a batch whose arrays begin with (B,), or with (batches, B) if an update takes several batches.
     """
     shape = (needs.batch_size,) if needs.batches == 1 else (needs.batches, needs.batch_size)
-    drawn = window.start + jax.random.randint(key, shape, 0, window.size)
+    drawn = index_range.start + jax.random.randint(key, shape, 0, index_range.size)
     return transitions(data.rows, data.index[drawn], needs)
 
 
-def transitions(rows: Rows, at: chex.Array, needs: Needs) -> Transition:
-    """The transitions that start at the given rows (any shape of row numbers)."""
+def transitions(rows: EpisodeStore, at: chex.Array, needs: Needs) -> Transition:
+    """The transitions that start at the given rows.
+
+    Args:
+        rows: the rows.
+        at: row numbers, of any shape, with which the arrays of the result begin.
+        needs: the fields that the method asks for.
+    """
     following = at + 1
 
     def state(at: chex.Array) -> chex.Array | None:

@@ -1,10 +1,10 @@
 """Datasets on disk: a plain directory that any tool can read.
 
     dataset.json         format version, task, metadata, content hash, and dtype, shape and sha256 of each array
-    obs.npy, actions.npy one file for each field of `Rows` that is not None
+    obs.npy, actions.npy one file for each field of `EpisodeStore` that is not None
 
 A directory appears whole or not at all, is opened memory-mapped, and checked when it is read. Nothing is unpickled.
-The metadata may be amended by hand (a reference score, say): the content hash speaks of the arrays only.
+The metadata may be edited by hand (a reference score, say): the content hash covers the arrays only.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax.data.dataset import Dataset, Rows
+from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
 from omarl_jax.files import require_writable
 
-FORMAT = 1
+FORMAT = 2
 _DESCRIPTION = "dataset.json"
 
 
 class _Array(NamedTuple):
-    """What `dataset.json` says of an array: `<f4`, its shape, and the sha256 of its elements in C order."""
+    """The entry of an array in `dataset.json`: dtype (`<f4`), shape, and the sha256 of its elements in C order."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -97,8 +97,8 @@ def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -
 
     Args:
         folder: where `save` put it.
-        spec: the task it is wanted for. Name, agents, observations and actions must agree; the length of episodes and
-            the state may differ, since policies do not depend on them.
+        spec: the task that it is used for. Name, agents, observations and actions must agree; the length of episodes
+            and the state may differ, since policies do not depend on them.
         check: whether to compare the arrays with their hashes, which reads all of them once.
 
     Raises:
@@ -115,7 +115,7 @@ def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -
                 raise UserError(f"{folder / name}.npy was changed since it was written: its sha256 is another.")
         if _content_hash(described) != content:
             raise UserError(f"{folder / _DESCRIPTION} was changed since it was written: the content hash is another.")
-    dataset = Dataset(found, Rows(**arrays), metadata)
+    dataset = Dataset(found, EpisodeStore(**arrays), metadata)
     try:
         validate_shapes(dataset)
     except UserError as error:
@@ -135,7 +135,7 @@ def verify(folder: str | Path) -> None:
 def content_hash(dataset: Dataset) -> str:
     """Identifies the arrays of a dataset whatever its metadata: the same for every copy, on the device or on disk.
 
-    It is the sha256 of a line `name dtype shape sha256` for each array, in the order of `Rows`.
+    It is the sha256 of a line `name dtype shape sha256` for each array, in the order of `EpisodeStore`.
     """
     return _content_hash({name: _describe(array) for name, array in _arrays(dataset.rows).items()})
 
@@ -149,7 +149,16 @@ def described_hash(folder: str | Path) -> str:
     return _read_description(Path(folder))[-1]
 
 
-def _arrays(rows: Rows) -> dict[str, np.ndarray]:
+def described_metadata(folder: str | Path) -> dict[str, Any]:
+    """The metadata of a dataset on disk, without its arrays.
+
+    Raises:
+        UserError: if there is no dataset, or its description is damaged.
+    """
+    return _read_description(Path(folder))[1]
+
+
+def _arrays(rows: EpisodeStore) -> dict[str, np.ndarray]:
     """The arrays there are, on the host, in C order and little-endian."""
     present = {name: np.asarray(array) for name, array in rows._asdict().items() if array is not None}
     return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in present.items()}
@@ -160,10 +169,8 @@ def _describe(array: np.ndarray) -> _Array:
 
 
 def _content_hash(described: dict[str, _Array]) -> str:
-    lines = [
-        f"{name} {dtype} {'x'.join(map(str, shape))} {digest}\n"
-        for name, (dtype, shape, digest) in sorted(described.items(), key=lambda item: Rows._fields.index(item[0]))
-    ]
+    fields = [(name, *described[name]) for name in EpisodeStore._fields if name in described]
+    lines = [f"{name} {dtype} {'x'.join(map(str, shape))} {digest}\n" for name, dtype, shape, digest in fields]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -189,14 +196,14 @@ def _read_description(folder: Path) -> tuple[TaskSpec, dict[str, Any], dict[str,
         metadata, content = dict(description["metadata"]), str(description["content_hash"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: an entry is missing or malformed ({error}).") from error
-    if senseless := _malformed(spec, metadata):
-        raise UserError(f"{path} is damaged: it has no sensible {', '.join(senseless)}.")
+    if malformed := _malformed(spec, metadata):
+        raise UserError(f"{path} is damaged: it has no sensible {', '.join(malformed)}.")
     references = [metadata.get(name) for name in ("random", "expert")]
     if references != [None, None] and (None in references or references[0] == references[1]):
         raise UserError(f"{path} is damaged: random and expert must be two different numbers, or both be null.")
-    required = {name for name in Rows._fields if name not in Rows._field_defaults}
-    if not required <= set(described) <= set(Rows._fields):
-        wrong = ", ".join(sorted((required - set(described)) | (set(described) - set(Rows._fields))))
+    required = {name for name in EpisodeStore._fields if name not in EpisodeStore._field_defaults}
+    if not required <= set(described) <= set(EpisodeStore._fields):
+        wrong = ", ".join(sorted((required - set(described)) | (set(described) - set(EpisodeStore._fields))))
         raise UserError(f"{path} is damaged: its list of arrays lacks or invents {wrong}.")
     return spec, metadata, described, content
 
@@ -208,7 +215,7 @@ def _malformed(spec: TaskSpec, metadata: dict[str, Any]) -> list[str]:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
     metrics = metadata.get("metrics", {})
-    sensible = {
+    valid = {
         "name": isinstance(spec.name, str),
         "kind": spec.kind in ("continuous", "discrete"),
         "state_is_obs": isinstance(spec.state_is_obs, bool),
@@ -216,10 +223,10 @@ def _malformed(spec: TaskSpec, metadata: dict[str, Any]) -> list[str]:
         "metrics": isinstance(metrics, dict) and all(map(is_number, metrics.values())),
     }
     for name in ("n_agents", "obs_dim", "action_dim", "state_dim", "episode_length"):
-        sensible[name] = type(getattr(spec, name)) is int and getattr(spec, name) > 0
+        valid[name] = type(getattr(spec, name)) is int and getattr(spec, name) > 0
     for name in ("mean_return", "mean_score", "random", "expert"):
-        sensible[name] = metadata.get(name) is None or is_number(metadata[name])
-    return [name for name, sound in sensible.items() if not sound]
+        valid[name] = metadata.get(name) is None or is_number(metadata[name])
+    return [name for name, is_valid in valid.items() if not is_valid]
 
 
 def _open(path: Path, described: _Array) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""What the arrays of a dataset must look like: the check of a finished dataset, and the builder that lays them out."""
+"""Checks the arrays of a dataset, and builds them from episodes."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax.data.dataset import Dataset, Rows
+from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.errors import UserError
 
 Field = np.ndarray | Sequence[np.ndarray]
@@ -14,7 +14,7 @@ _TOLERANCE = 1e-6  # of continuous actions around [-1, 1]: float32 rounding of a
 
 
 def layout(spec: TaskSpec) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """The dtype and the shape, without the row axis, of every field of `Rows` on a task."""
+    """The dtype and the shape, without the row axis, of every field of `EpisodeStore` on a task."""
     agents = (spec.n_agents,)
     real, whole, flag = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
     return {
@@ -23,7 +23,7 @@ def layout(spec: TaskSpec) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         "rewards": (real, agents),
         "terminal": (flag, agents),
         "truncated": (flag, ()),
-        "closing": (flag, ()),
+        "is_final": (flag, ()),
         "state": (real, (spec.state_dim,)),
         "action_mask": (flag, (*agents, spec.action_dim)),
     }
@@ -44,8 +44,8 @@ def validate_shapes(dataset: Dataset) -> None:
             f"but gives the state length {spec.state_dim}."
         )
     if (rows.state is None) != spec.state_is_obs:
-        wanted = "must not be stored, being all observations" if spec.state_is_obs else "is missing"
-        raise UserError(f"The dataset's state {wanted} on task '{spec.name}'.")
+        problem = "must not be stored, being all observations" if spec.state_is_obs else "is missing"
+        raise UserError(f"The dataset's state {problem} on task '{spec.name}'.")
     if rows.action_mask is not None and spec.kind == "continuous":
         raise UserError(f"The dataset has an action_mask, but the actions of task '{spec.name}' are continuous.")
     for name, (dtype, shape) in layout(spec).items():
@@ -63,7 +63,7 @@ def validate_shapes(dataset: Dataset) -> None:
 
 
 def validate(dataset: Dataset) -> None:
-    """Checks that a dataset keeps what `Rows` promises, so that nothing that learns from it need check again.
+    """Checks everything that `EpisodeStore` promises.
 
     Single-step episodes may end without a flag, since logs without episode order are made of them; longer ones must
     end terminal or truncated, or else a forgotten flag would let methods bootstrap beyond the end of the task.
@@ -72,22 +72,22 @@ def validate(dataset: Dataset) -> None:
         UserError: for the first mistake found, with field, row, [agent, dimension] and value; all count from 0.
     """
     validate_shapes(dataset)
-    rows = Rows(*(None if array is None else np.asarray(array) for array in dataset.rows))
-    spec, closing = dataset.spec, rows.closing
-    if closing.all():  # also without any row
+    rows = EpisodeStore(*(None if array is None else np.asarray(array) for array in dataset.rows))
+    spec, is_final = dataset.spec, rows.is_final
+    if is_final.all():  # also without any row
         raise UserError(f"The dataset of task '{spec.name}' is empty: it has no transitions.")
 
-    starts = np.append(True, closing[:-1])  # (M,) whether an episode begins with the row
-    ends = ~closing & np.append(closing[1:], True)  # (M,) whether the row is the last transition of its episode
-    final = np.arange(len(closing)) == len(closing) - 1
-    _refuse("closing", closing, starts & closing, "it closes an episode that has no step")
-    _refuse("closing", closing, final & ~closing, "the last row must close the last episode")
+    starts = np.append(True, is_final[:-1])  # (M,) whether an episode begins with the row
+    ends = ~is_final & np.append(is_final[1:], True)  # (M,) whether the row is the last transition of its episode
+    last = np.arange(len(is_final)) == len(is_final) - 1
+    _refuse("is_final", is_final, starts & is_final, "its episode has no step")
+    _refuse("is_final", is_final, last & ~is_final, "the last row must be a final-observation row")
     for name in ("terminal", "truncated", "rewards", "actions"):
         array = getattr(rows, name)
-        _refuse(name, array, _rowwise(closing, array) & (array != 0), "it must be 0 in a closing row")
-    _refuse("truncated", rows.truncated, rows.truncated & ~ends, "the next row must close the episode")
+        _refuse(name, array, _rowwise(is_final, array) & (array != 0), "it must be 0 in a final-observation row")
+    _refuse("truncated", rows.truncated, rows.truncated & ~ends, "the next row must be a final-observation row")
     finished = _rowwise(rows.terminal.all(axis=1) & ~ends, rows.terminal)
-    _refuse("terminal", rows.terminal, finished, "all agents ended, so the next row must close the episode")
+    _refuse("terminal", rows.terminal, finished, "all agents ended, so the next row must be a final-observation row")
     unended = ends & ~starts & ~rows.terminal.any(axis=1) & ~rows.truncated
     _refuse("truncated", rows.truncated, unended, "an episode ends here that is not terminal either")
 
@@ -102,7 +102,7 @@ def validate(dataset: Dataset) -> None:
     _refuse("actions", rows.actions, outside, f"it must be one of 0 … {spec.action_dim - 1}")
     if rows.action_mask is not None:
         legal = np.take_along_axis(rows.action_mask, rows.actions[..., None], axis=-1)[..., 0]  # (M, N)
-        _refuse("actions", rows.actions, ~legal & ~closing[:, None], "action_mask forbids it")
+        _refuse("actions", rows.actions, ~legal & ~is_final[:, None], "action_mask forbids it")
 
 
 def from_episodes(
@@ -119,8 +119,8 @@ def from_episodes(
     last_state: Field | None = None,
     action_mask: Field | None = None,
     last_action_mask: Field | None = None,
-) -> Rows:
-    """Lays out episodes as `Rows`, in one of three ways.
+) -> EpisodeStore:
+    """Lays out episodes as `EpisodeStore`, in one of three ways.
 
     - Lists: every argument holds one array per episode.
     - Arrays and `lengths`: the V steps of all E episodes stand back to back.
@@ -154,19 +154,20 @@ def from_episodes(
     if lengths.size == 0 or (lengths < 1).any():
         raise UserError(f"There must be episodes for task '{spec.name}', and each must have a step.")
     steps_in_all = int(lengths.sum())
-    closing = np.zeros(steps_in_all + len(lengths), dtype=np.bool_)
-    closing[np.cumsum(lengths + 1) - 1] = True
+    is_final = np.zeros(steps_in_all + len(lengths), dtype=np.bool_)
+    is_final[np.cumsum(lengths + 1) - 1] = True
     fields = layout(spec)
 
     def lay(field: str, steps: Field, last: Field | None = None) -> np.ndarray:
         dtype, shape = fields[field]
-        rows = np.zeros((len(closing), *shape), dtype)
+        rows = np.zeros((len(is_final), *shape), dtype)
         listed = isinstance(steps, list | tuple)
         if listed and [len(episode) for episode in steps] != lengths.tolist():
             raise UserError(f"The episodes of {field} and of obs have different numbers of steps.")
-        rows[~closing] = _fitting(field, steps, np.concatenate if listed else np.asarray, dtype, (steps_in_all, *shape))
+        join = np.concatenate if listed else np.asarray
+        rows[~is_final] = _fitting(field, steps, join, dtype, (steps_in_all, *shape))
         if last is not None:
-            rows[closing] = _fitting(f"last_{field}", last, np.asarray, dtype, (len(lengths), *shape))
+            rows[is_final] = _fitting(f"last_{field}", last, np.asarray, dtype, (len(lengths), *shape))
         return rows
 
     if spec.state_is_obs:
@@ -175,13 +176,13 @@ def from_episodes(
         raise UserError(f"Task '{spec.name}' needs state and last_state, since its state is not all observations.")
     if (action_mask is None) != (last_action_mask is None):
         raise UserError("action_mask and last_action_mask are only useful together.")
-    return Rows(
+    return EpisodeStore(
         obs=lay("obs", obs, last_obs),
         actions=lay("actions", actions),
         rewards=lay("rewards", rewards),
         terminal=lay("terminal", terminal),
         truncated=lay("truncated", truncated),
-        closing=closing,
+        is_final=is_final,
         state=None if state is None else lay("state", state, last_state),
         action_mask=None if action_mask is None else lay("action_mask", action_mask, last_action_mask),
     )
@@ -215,12 +216,21 @@ def _refuse(field: str, values: np.ndarray, bad: np.ndarray, why: str) -> None:
         raise UserError(f"Row {row} of the dataset's {field} holds {values[(row, *place)]!s}{at}: {why}.")
 
 
-def validate_task(found: TaskSpec, wanted: TaskSpec, what: str) -> None:
-    """Raises a `UserError` unless policies of one task can play the other: the length of episodes may differ."""
+def validate_task(found: TaskSpec, expected: TaskSpec, what: str) -> None:
+    """Checks that policies of one task can play the other; the length of episodes and the state may differ.
+
+    Args:
+        found: the task of a dataset or an environment.
+        expected: the task that it is used for.
+        what: the dataset or environment, at the beginning of a sentence.
+
+    Raises:
+        UserError: if they cannot.
+    """
     for name in ("name", "kind", "n_agents", "obs_dim", "action_dim"):
-        has, needs = getattr(found, name), getattr(wanted, name)
+        has, needs = getattr(found, name), getattr(expected, name)
         if has != needs:
             raise UserError(
                 f"{what} is of task '{found.name}' with {name} {has!r}, "
-                f"but task '{wanted.name}' with {name} {needs!r} was asked for."
+                f"but task '{expected.name}' with {name} {needs!r} was asked for."
             )

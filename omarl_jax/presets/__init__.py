@@ -1,26 +1,27 @@
 """The published hyperparameters of each method, per task and dataset, from `<algorithm>.toml` beside this file.
 
 A file holds tables, each with its `source`; a row in one gives the hyperparameters that differ from the method's
-defaults, and `rounds`. `any` stands for every task or every dataset, and a more special row adds to a more general one:
+defaults, and `updates`. `any` stands for every task or every dataset; a more special row adds to a more general one:
 
     [[table]]
     source = "where these numbers stand"
 
     [table."particle/spread"]
     any = { lr = 0.01 }
-    random = { cql_alpha = 0.5, rounds = 6000 }
+    random = { cql_alpha = 0.5, updates = 6000 }
 
-How many `rounds` all methods learn on a task stands in `common.toml`, to which a method's own file adds.
+The number of `updates` on a task, which all methods share, stands in `common.toml`, to which a method's own file adds.
+A variant has the presets of its base method, except for what it fixes.
 """
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import tomllib
 from importlib import resources
 from typing import Any, NamedTuple
 
+from omarl_jax import algorithms
 from omarl_jax.errors import unknown
 
 
@@ -29,12 +30,12 @@ class Preset(NamedTuple):
 
     Attributes:
         overrides: the hyperparameters that differ from the defaults of the method's `Config`.
-        rounds: how many update rounds.
+        updates: steps of every network.
         source: where they stand.
     """
 
     overrides: dict[str, Any]
-    rounds: int
+    updates: int
     source: str
 
 
@@ -42,21 +43,23 @@ def preset(algorithm: str, task: str, dataset: str) -> Preset:
     """What was published for a task and dataset, and where that is silent, for the task or for any task.
 
     Args:
-        algorithm: name of the method, for example `omar`.
+        algorithm: name of the method or variant, for example `omar`.
         task: for example `particle/spread`.
         dataset: for example `medium-replay`.
 
     Raises:
-        UserError: if the method's file names a hyperparameter that the method does not have.
+        UserError: if there is no such method, or its file names a hyperparameter that it does not have.
     """
+    method = algorithms.find(algorithm)
     values: dict[str, Any] = {}
     sources: dict[str, None] = {}
-    for file, place in itertools.product(("common", algorithm), (("any", "any"), (task, "any"), (task, dataset))):
+    for file, place in itertools.product(("common", method.base), (("any", "any"), (task, "any"), (task, dataset))):
         if place in (rows := _rows(file)):
             special, source = rows[place]
             values |= special
             sources[source] = None
-    return Preset({k: v for k, v in values.items() if k != "rounds"}, values["rounds"], "; ".join(sources))
+    overrides = {k: v for k, v in values.items() if k != "updates" and k not in method.fixed}
+    return Preset(overrides, values["updates"], "; ".join(sources))
 
 
 Rows = dict[tuple[str, str], tuple[dict[str, Any], str]]
@@ -73,10 +76,9 @@ def _rows(name: str) -> Rows:
 
 def read(name: str, text: str) -> Rows:
     """The rows in the text of a file, by task and dataset, each with its source."""
-    known = {"rounds"}
+    known = {"updates"}
     if name != "common":
-        method = importlib.import_module(f"omarl_jax.algorithms.{name}")
-        known |= {field.name for field in dataclasses.fields(method.Config)}
+        known |= {field.name for field in dataclasses.fields(algorithms.find(name).config)}
     rows = {}
     for table in tomllib.loads(text)["table"]:
         source = table.pop("source")

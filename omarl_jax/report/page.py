@@ -5,8 +5,9 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omarl_jax.report import comparisons, figures, tables
-from omarl_jax.results import FinishedRun, Row, grouped
+from omarl_jax.report import figures, tables
+from omarl_jax.report.load import FinishedRun
+from omarl_jax.report.summarise import Row, grouped, shared_scores
 
 _DETAILS = {  # kinds of pictures that open on a click
     "map": "Paths of an episode, first run of each method",
@@ -32,9 +33,16 @@ def page(
     runs: Sequence[FinishedRun],
     rows: Sequence[Row],
     pictures: Mapping[figures.Picture, Path],
-    unfinished: Mapping[Path, str],
+    unfinished: Mapping[str, str],
 ) -> str:
-    """The whole report as one HTML file, with the pictures in it."""
+    """The whole report as one HTML file, with the pictures in it.
+
+    Args:
+        runs: finished runs.
+        rows: their summary.
+        pictures: PNG files.
+        unfinished: names of runs that are not finished, with the reason; an empty one is unknown.
+    """
     failed = [run for run in runs if run.failure is not None]
     parts = [f"<p>{_summary(runs, len(failed), len(unfinished))}</p>"]
     parts += [f'<p class="notes">{html.escape(note)}</p>' for note in tables.footnotes(rows)]
@@ -47,7 +55,7 @@ def page(
             "<p>How probably a run of a method beats a run of a baseline on the same dataset; ties count one half.</p>",
             _table(improvements, by="over"),
         ]
-    if shared := comparisons.shared_scores(rows):
+    if shared := shared_scores(rows):
         cells = next(iter(shared.values()))
         parts += [
             "<h2>All datasets together</h2>",
@@ -56,12 +64,10 @@ def page(
             *(_picture(*item) for item in pictures.items() if item[0].kind == "profiles"),
         ]
     if failed:
-        lines = [{"run": str(run.folder), "method": run.algorithm, "why": str(run.failure)} for run in failed]
+        lines = [{"run": run.folder.name, "method": run.algorithm, "why": str(run.failure)} for run in failed]
         parts += ["<h2>Runs that are in no number above</h2>", _table(lines)]
     if unfinished:
-        lines = [
-            {"run": str(folder), "why": reason or "still going on, or stopped"} for folder, reason in unfinished.items()
-        ]
+        lines = [{"run": name, "why": reason or "still going on, or stopped"} for name, reason in unfinished.items()]
         parts += ["<h2>Unfinished runs</h2>", _table(lines)]
     sources = (f"<p>{html.escape(line)}</p>" for line in tables.sources(runs, rows))
     parts += ["<h2>Where the numbers come from</h2>", *sources]
@@ -90,7 +96,7 @@ def _summary(runs: Sequence[FinishedRun], failed: int, unfinished: int) -> str:
 
 
 def _details(title: str, parts: Sequence[str]) -> str:
-    return f"<details><summary>{title}</summary>{''.join(parts)}</details>"
+    return f"<details><summary>{html.escape(title)}</summary>{''.join(parts)}</details>"
 
 
 def _table(lines: Sequence[Mapping[str, str]], by: str | None = None) -> str:

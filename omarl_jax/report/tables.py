@@ -9,14 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from omarl_jax import statistics
-from omarl_jax.report import comparisons
-from omarl_jax.results import CVAR_LEVEL, MOST_SATURATED, FinishedRun, Row, exposure, grouped
+from omarl_jax.report import statistics
+from omarl_jax.report.load import FinishedRun
+from omarl_jax.report.summarise import (
+    CVAR_LEVEL,
+    MOST_SATURATED,
+    Row,
+    finals,
+    grouped,
+    methods,
+    same_data,
+    violation_rate,
+)
 
 _BASELINES = ("bc", "cql", "ciql", "ccql")
 
 _DAGGER = "† trained on data of our own that differ from the paper's: not comparable with the paper."
-_OTHERWISE = "¶ other hyperparameters, rounds or amount of data than the paper's number stands for."
+_OTHERWISE = "¶ other hyperparameters, updates or amount of data than the paper's number stands for."
 _SATURATED = (
     f"§ no result: more than {100 * MOST_SATURATED:g} % of a policy's actions are at their bounds (saturation)."
 )
@@ -43,7 +52,7 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def _marks(row: Row) -> str:
-    """What is to be known of the paper's number, where there is one."""
+    """The marks that qualify the paper's number, where there is one."""
     return "" if row.paper is None else " †" * (not row.comparable) + " ¶" * (not row.as_published)
 
 
@@ -73,7 +82,7 @@ def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) 
     """The tables of each task as Markdown, with their notes."""
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
-        parts += [f"## {task}", _markdown([cells(row) for row in of_task])]
+        parts += [f"## {_one_line(task)}", _markdown([cells(row) for row in of_task])]
         for title, lines in details(of_task).items():
             parts += [f"{title}:", _markdown(lines)]
     missing = [f"Not finished, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
@@ -81,8 +90,18 @@ def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) 
 
 
 def _markdown(lines: Sequence[Mapping[str, str]]) -> str:
-    written = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in written)
+    return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; whatever stands in a cell stays in it."""
+    written = [header, *lines]
+    texts = [f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in written]
+    return "\n".join([texts[0], f"|{' --- |' * len(header)}", *texts[1:]])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:
@@ -109,13 +128,13 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
             "best_during_training": row.best,
             **{f"cvar_{xi:g}": value for xi, value in row.tails.items()},
             "saturation": row.saturation,
-            "rounds_to_data_mean": float(np.mean(row.convergence))
-            if row.runs and np.isfinite(row.convergence).all()
+            "updates_to_data_mean": float(np.mean(row.updates_to_data))
+            if row.runs and np.isfinite(row.updates_to_data).all()
             else None,
             "seeds": len(row.runs),
             "seeds_started": row.started,
             **{f"final_{name}": value for name, value in row.metrics.items()},
-            **{f"episodes_with_{name}": value for name, value in row.exposed.items()},
+            **{f"episodes_with_{name}": value for name, value in row.violating.items()},
         }
         for row in rows
     ]
@@ -131,18 +150,31 @@ def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
             "unit": "score" if row.normalised else "return",
             "mean": final,
             "return": run.final_returns.mean(),
-            "rounds_to_data_mean": rounds if np.isfinite(rounds) else None,
+            "updates_to_data_mean": updates if np.isfinite(updates) else None,
             "saturation": run.saturation,
         }
         for row in rows
-        for run, final, rounds in zip(row.runs, row.finals, row.convergence, strict=True)
+        for run, final, updates in zip(row.runs, row.finals, row.updates_to_data, strict=True)
     ]
     return _csv([*records, *(_origin(run) | {"failure": run.failure} for run in runs if run.failure is not None)])
 
 
+def curves_as_csv(runs: Sequence[FinishedRun]) -> str:
+    """One line for each evaluation during training of each run."""
+    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed")
+    records = []
+    for run in runs:
+        returns = run.returns.mean(axis=1)
+        scores = run.scores(returns) if run.reference else [None] * len(returns)
+        for updates, value, score in zip(run.evaluations, returns, scores, strict=True):
+            numbers = {"updates": int(updates), "return": value, "score": score}
+            records.append({name: getattr(run, name) for name in names} | numbers)
+    return _csv(records)
+
+
 def _origin(run: FinishedRun) -> dict[str, Any]:
-    """What a run is, and what its numbers may depend on."""
-    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "rounds")
+    """Names a run, and the date, device and code that its numbers may depend on."""
+    names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "updates")
     record = {name: run.record.get(name) for name in ("date", "device", "code")}
     return {name: getattr(run, name) for name in names} | {"data_hash": run.data.get("hash")} | record
 
@@ -151,53 +183,58 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain.from_iterable(records))))
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: _plain(value) for name, value in record.items()} for record in records)
     return file.getvalue()
 
 
+def _plain(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def details(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
-    """Title -> what else there is to be told of one task."""
+    """Title -> lines of the further tables of one task."""
     found = {}
     if any(row.metrics.keys() - {"length"} for row in rows):
         found["Task metrics of the last policies, means over steps, episodes and seeds"] = _metrics(rows)
-    if any(np.isfinite(row.convergence).any() for row in rows):
-        found["How soon: rounds until an evaluation is above the mean of the data"] = _convergence(rows)
+    if any(np.isfinite(row.updates_to_data).any() for row in rows):
+        found["How soon: updates until an evaluation is above the mean of the data"] = _updates_to_data(rows)
     return found | {"Lower tails: CVaR of the last policies at several levels": _tails(rows)}
 
 
 def _metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Quantities a step, shares of steps at risk, how many episodes had any risk at all; those of the data first."""
+    """Quantities per step, shares of steps at risk, shares of episodes with any risk; those of the data first."""
 
-    def told(metrics: Mapping[str, float]) -> dict[str, str]:
+    def quantities(metrics: Mapping[str, float]) -> dict[str, str]:
         unit = "a step" if "length" in metrics else "an episode"
         texts = {}
         for name, value in metrics.items():
             if name.startswith("risk"):
-                texts[f"steps at {name}"] = f"{100 * exposure(metrics, name):.3g} %"
+                texts[f"steps at {name}"] = f"{100 * violation_rate(metrics, name):.3g} %"
             elif name != "length":
                 texts[f"{name} {unit}"] = f"{value / metrics.get('length', 1.0):.3g}"
         return texts
 
     lines = []
     for dataset, cell in grouped(rows, lambda row: row.dataset).items():
-        if "length" in cell[0].data_metrics and comparisons.same_data(cell):
-            lines.append({"dataset": dataset, "method": "the data"} | told(cell[0].data_metrics))
+        if "length" in cell[0].data_metrics and same_data(cell):
+            lines.append({"dataset": dataset, "method": "the data"} | quantities(cell[0].data_metrics))
         for row in cell:
-            exposed = {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.exposed.items()}
-            lines.append({"dataset": dataset, "method": row.method} | told(row.metrics) | exposed)
+            violating = {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.violating.items()}
+            lines.append({"dataset": dataset, "method": row.method} | quantities(row.metrics) | violating)
     names = list(dict.fromkeys(itertools.chain.from_iterable(lines)))
     return [{name: line.get(name, _NOTHING) for name in names} for line in lines]
 
 
-def _convergence(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """After how many rounds runs were first evaluated above the mean of their data."""
+def _updates_to_data(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """After how many updates runs were first evaluated above the mean of their data."""
     lines = []
     for row in rows:
-        reached = row.convergence[np.isfinite(row.convergence)]
-        told = f"{reached.mean():.0f}" if len(reached) else _NOTHING
-        seeds = f"{len(reached)} of {len(row.convergence)}"
+        reached = row.updates_to_data[np.isfinite(row.updates_to_data)]
+        mean = f"{reached.mean():.0f}" if len(reached) else _NOTHING
+        seeds = f"{len(reached)} of {len(row.updates_to_data)}"
         lines.append(
-            {"dataset": row.dataset, "method": row.method, "rounds, mean of those that do": told, "seeds": seeds}
+            {"dataset": row.dataset, "method": row.method, "updates, mean of those that do": mean, "seeds": seeds}
         )
     return lines
 
@@ -226,10 +263,10 @@ def improvements(rows: Sequence[Row]) -> list[dict[str, str]]:
     """How probably each method beats each baseline, over the datasets where both have runs."""
     algorithms = {row.method: row.algorithm for row in rows}
     lines: list[dict[str, str]] = []
-    for baseline, method in itertools.product(comparisons.methods(rows), repeat=2):
+    for baseline, method in itertools.product(methods(rows), repeat=2):
         if algorithms[baseline] not in _BASELINES or algorithms[method] == algorithms[baseline]:
             continue
-        ours, theirs = comparisons.finals(rows, method), comparisons.finals(rows, baseline)
+        ours, theirs = finals(rows, method), finals(rows, baseline)
         shared = sorted(ours.keys() & theirs.keys())
         if not shared:
             continue

@@ -26,13 +26,13 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 def _accepts(method: Method, spec: TaskSpec) -> bool:
     try:
-        method.validate(method.config(), spec)
+        method.validate(method.defaults, spec)
     except UserError:
         return False
     return True
 
 
-METHODS = {name: find(name) for name in methods()}
+METHODS = {name: find(name) for name in (*methods(), "ccql", "ccqr", "ciql", "itd3", "maddpg")}
 CONTINUOUS = [name for name, method in METHODS.items() if _accepts(method, SPEC)]
 
 

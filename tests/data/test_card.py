@@ -53,7 +53,7 @@ def test_action_marginals(continuous: Dataset):
 
 def test_the_numbers_of_a_discrete_dataset(discrete: Dataset):
     found = card(discrete)
-    assert found.action_counts == [[1, 1, 0]]  # the 0 in the closing row is no action
+    assert found.action_counts == [[1, 1, 0]]  # the 0 in the final-observation row is no action
     assert found.saturated is None and found.reference is None and found.score is None
     assert (found.returns.mean, found.step_rewards) == (3, [1, 2])
     assert found.memory == 3 * (2 * 4 + 4 + 4 + 1 + 1 + 1 + 4 + 3)
@@ -81,7 +81,7 @@ def test_the_page_says_what_the_card_knows(continuous: Dataset):
         "| seed | 3 |",
         "| behaviour | a\\|b |",
         "| comparable with published numbers | no |",
-        "| mean return, as policies are judged | -3.5 |",
+        "| mean return, as policies are evaluated | -3.5 |",
         "| transitions | 6 |",
         "| normalised mean score | -17.5 |",
         "| score reference | 0 is a return of 0, 100 one of 20 (Table 1) |",

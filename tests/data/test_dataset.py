@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omarl_jax.data.dataset import Dataset, gather, sample, transitions
+from omarl_jax.data.dataset import Dataset, concat_datasets, sample, transitions
 from omarl_jax.errors import UserError
 from omarl_jax.types import Needs
 
@@ -40,7 +40,7 @@ def test_returns_are_sums_over_time_of_means_over_agents(continuous: Dataset):
 
 def test_samples_never_cross_an_episode_boundary(continuous: Dataset):
     needs = Needs(batch_size=600)
-    data, (window,) = gather([continuous], needs)
+    data, (window,) = concat_datasets([continuous], needs)
     batch = sample(data, window, jax.random.key(0), needs)
     row = np.asarray(batch.obs[:, 0, 0])
     assert set(row.tolist()) == set(NEXT)
@@ -55,7 +55,7 @@ def test_samples_never_cross_an_episode_boundary(continuous: Dataset):
 
 def test_next_actions_are_those_of_the_next_step(continuous: Dataset):
     needs = Needs(batch_size=300, next_actions=True)
-    data, (window,) = gather([continuous], needs)
+    data, (window,) = concat_datasets([continuous], needs)
     batch = sample(data, window, jax.random.key(1), needs)
     row = np.asarray(batch.obs[:, 0, 0])
     assert set(row.tolist()) == set(WITH_NEXT_ACTION + ENDED)
@@ -72,14 +72,14 @@ def test_two_row_episodes_have_a_next_observation_but_no_next_action(continuous:
     assert alone.index().tolist() == [0]
     np.testing.assert_array_equal(transitions(rows, jnp.array([0]), Needs(1)).next_obs[0, :, 0], [8, 8])
     with pytest.raises(UserError, match=r"toy/continuous.*followed by another action"):
-        gather([continuous, alone], Needs(1, next_actions=True))
+        concat_datasets([continuous, alone], Needs(1, next_actions=True))
 
 
 def test_runs_sample_their_own_dataset_from_one_array(continuous: Dataset):
     needs = Needs(batch_size=200, next_actions=True)
     second = _shifted(continuous, 1000)
     short = dataclasses.replace(second, rows=jax.tree.map(lambda array: array[4:7], second.rows))
-    data, windows = gather([continuous, short, second], needs)
+    data, windows = concat_datasets([continuous, short, second], needs)
     assert data.rows.obs.shape == (9 + 3 + 9, 2, 3)
     assert [(int(w.start), int(w.size)) for w in windows] == [(0, 5), (5, 2), (7, 5)]
     assert data.index.tolist() == [0, 1, 4, 5, 7, 9, 10, 12, 13, 16, 17, 19]
@@ -94,7 +94,7 @@ def test_runs_sample_their_own_dataset_from_one_array(continuous: Dataset):
 
 def test_sampling_is_uniform(continuous: Dataset):
     needs = Needs(batch_size=3000, batches=20)
-    data, (window,) = gather([continuous], needs)
+    data, (window,) = concat_datasets([continuous], needs)
     batch = sample(data, window, jax.random.key(3), needs)
     assert batch.obs.shape == (20, 3000, 2, 3)
     counts = np.bincount(np.asarray(batch.obs)[..., 0, 0].astype(int).ravel(), minlength=9)[list(NEXT)]
@@ -120,9 +120,9 @@ def test_masks_are_those_of_both_observations(discrete: Dataset):
     assert batch.next_action_mask.tolist() == [[[False, False, True]]]
 
 
-def test_statistics_leave_closing_rows_out(continuous: Dataset):
+def test_statistics_leave_final_observations_out(continuous: Dataset):
     obs = continuous.rows.obs.copy()
-    obs[continuous.rows.closing] = 1e6
+    obs[continuous.rows.is_final] = 1e6
     stats = dataclasses.replace(continuous, rows=continuous.rows._replace(obs=obs)).stats()
     rows = np.array(list(NEXT))
     np.testing.assert_allclose(stats.obs_mean[:, 0], [rows.mean()] * 2, rtol=1e-6)
@@ -133,8 +133,8 @@ def test_statistics_leave_closing_rows_out(continuous: Dataset):
 
 def test_devices_of_a_cpu_share_the_memory_of_the_data(continuous: Dataset):
     for datasets in ([continuous], [continuous, _shifted(continuous, 1.0)]):
-        data, _ = gather(datasets, Needs(1))
+        data, _ = concat_datasets(datasets, Needs(1))
         for array in (data.rows.obs, data.rows.actions, data.rows.rewards):
             assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
-    again, _ = gather([dataclasses.replace(continuous, rows=data.rows)], Needs(1))
+    again, _ = concat_datasets([dataclasses.replace(continuous, rows=data.rows)], Needs(1))
     assert again.rows.obs is data.rows.obs

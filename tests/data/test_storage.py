@@ -42,7 +42,7 @@ def test_what_was_saved_is_loaded(continuous: Dataset, discrete: Dataset, folder
     _assert_same(load(tmp_path / "discrete", check=False), discrete)
     verify(tmp_path / "discrete")
     assert sorted(path.name for path in folder.parent.iterdir()) == ["toy"]
-    fields = ("actions", "closing", "obs", "rewards", "terminal", "truncated")
+    fields = ("actions", "is_final", "obs", "rewards", "terminal", "truncated")
     assert sorted(path.name for path in folder.iterdir()) == sorted([*(f"{f}.npy" for f in fields), "dataset.json"])
     np.testing.assert_array_equal(np.load(folder / "obs.npy", allow_pickle=False), continuous.rows.obs)
 
@@ -66,7 +66,8 @@ def test_numpy_values_in_the_metadata_become_json(continuous: Dataset, tmp_path:
 
 
 def test_the_content_hash_is_that_of_the_arrays_alone(continuous: Dataset, folder: Path):
-    shapes = {"obs": "9x2x3", "actions": "9x2x2", "rewards": "9x2", "terminal": "9x2", "truncated": "9", "closing": "9"}
+    shapes = {"obs": "9x2x3", "actions": "9x2x2", "rewards": "9x2", "terminal": "9x2"}
+    shapes |= {"truncated": "9", "is_final": "9"}
     text = ""
     for name, shape in shapes.items():
         array = getattr(continuous.rows, name)
@@ -123,7 +124,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no text": (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json is damaged: it is not JSON"),
     "a list": (lambda f: (f / "dataset.json").write_text("[]"), "has format version None"),
     "no description": (lambda f: (f / "dataset.json").unlink(), "There is no dataset in .*toy"),
-    "future": (_edit(lambda d: d.update(format=2)), "has format version 2, .* reads 1"),
+    "future": (_edit(lambda d: d.update(format=3)), "has format version 3, .* reads 2"),
     "no spec": (_edit(lambda d: d.pop("spec")), "malformed.*spec"),
     "odd spec": (_edit(lambda d: d["spec"].update(colour="red")), "malformed.*colour"),
     "other spec": (_edit(lambda d: d["spec"].update(action_dim=3)), r"toy is damaged: .*actions has shape \(9, 2, 2\)"),
@@ -137,7 +138,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "odd arrays": (_edit(lambda d: d.update(arrays=3)), "malformed"),
     "unknown array": (_edit(lambda d: d["arrays"].update(x=d["arrays"]["obs"])), "lacks or invents x"),
     "array too few": (_edit(lambda d: d["arrays"].pop("obs")), "lacks or invents obs"),
-    "optional array too few": (_edit(lambda d: d["arrays"].pop("closing")), "lacks or invents closing"),
+    "optional array too few": (_edit(lambda d: d["arrays"].pop("is_final")), "lacks or invents is_final"),
 }
 
 

@@ -30,17 +30,17 @@ def test_sound_datasets_pass(continuous: Dataset, discrete: Dataset):
         ("rewards", (4, 1), np.inf, r"Row 4 of the dataset's rewards holds inf at \[1\]: .*finite"),
         ("actions", (0, 0, 1), np.nan, r"Row 0 of the dataset's actions holds nan at \[0, 1\]: .*finite"),
         ("actions", (5, 1, 0), -1.000002, r"Row 5 of the dataset's actions holds -1.000002 at \[1, 0\]: .*\[-1, 1\]"),
-        ("actions", (8, 0, 0), np.nan, r"Row 8 of the dataset's actions holds nan at \[0, 0\]: .*closing row"),
-        ("rewards", (6, 0), 2.0, r"Row 6 of the dataset's rewards holds 2.0 at \[0\]: .*closing row"),
-        ("terminal", (3, 0), True, r"Row 3 of the dataset's terminal holds True at \[0\]: .*closing row"),
-        ("truncated", 6, True, r"Row 6 of the dataset's truncated holds True: .*closing row"),
-        ("truncated", 1, True, r"Row 1 of the dataset's truncated holds True: the next row must close"),
-        ("terminal", 4, True, r"Row 4 of the dataset's terminal holds True at \[0\]: .*the next row must close"),
+        ("actions", (8, 0, 0), np.nan, r"Row 8 of the dataset's actions holds nan at \[0, 0\]: .*be 0 in a final"),
+        ("rewards", (6, 0), 2.0, r"Row 6 of the dataset's rewards holds 2.0 at \[0\]: .*final-observation row"),
+        ("terminal", (3, 0), True, r"Row 3 of the dataset's terminal holds True at \[0\]: .*final-observation row"),
+        ("truncated", 6, True, r"Row 6 of the dataset's truncated holds True: .*final-observation row"),
+        ("truncated", 1, True, r"Row 1 of the dataset's truncated holds True: the next row must be a final"),
+        ("terminal", 4, True, r"Row 4 of the dataset's terminal holds True at \[0\]: .*the next row must be a final"),
         ("truncated", 2, False, r"Row 2 of the dataset's truncated holds False: an episode ends here"),
-        ("closing", 8, False, r"Row 8 of the dataset's closing holds False: the last row must close"),
-        ("closing", 7, True, r"Row 7 of the dataset's closing holds True: .*no step"),
-        ("closing", 0, True, r"Row 0 of the dataset's closing holds True: .*no step"),
-        ("closing", slice(None), True, "is empty"),
+        ("is_final", 8, False, r"Row 8 of the dataset's is_final holds False: the last row must be a final"),
+        ("is_final", 7, True, r"Row 7 of the dataset's is_final holds True: .*no step"),
+        ("is_final", 0, True, r"Row 0 of the dataset's is_final holds True: .*no step"),
+        ("is_final", slice(None), True, "is empty"),
     ],
 )
 def test_continuous_mistakes_are_named(continuous: Dataset, field: str, at: Any, value: Any, message: str):
@@ -49,8 +49,8 @@ def test_continuous_mistakes_are_named(continuous: Dataset, field: str, at: Any,
     assert "\n" not in str(error.value)
 
 
-def test_an_episode_without_closing_row_is_named(continuous: Dataset):
-    joined = _changed(continuous, "closing", 6, False)  # row 6 now looks like a step after the terminal row 5
+def test_an_episode_without_final_observation_is_named(continuous: Dataset):
+    joined = _changed(continuous, "is_final", 6, False)  # row 6 now looks like a step after the terminal row 5
     with pytest.raises(UserError, match="Row 5 of the dataset's terminal holds True"):
         validate(joined)
 
@@ -97,8 +97,8 @@ def test_a_dataset_without_rows_is_empty(continuous: Dataset):
 
 
 def _steps(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The transitions of a dataset without their closing rows, as an importer would find them."""
-    steps = ~dataset.rows.closing
+    """The transitions of a dataset without final-observation rows, as an importer would find them."""
+    steps = ~dataset.rows.is_final
     names = ("obs", "actions", "rewards", "terminal", "truncated")
     return {name: getattr(dataset.rows, name)[steps] for name in names}
 
@@ -112,7 +112,7 @@ def _assert_same(found: Any, expected: Any) -> None:
             assert getattr(found, name).dtype == array.dtype
 
 
-def test_episodes_are_laid_out_with_their_closing_rows(continuous: Dataset):
+def test_episodes_are_laid_out_with_their_final_observations(continuous: Dataset):
     steps, last = _steps(continuous), continuous.rows.obs[[3, 6, 8]]
     flat = from_episodes(continuous.spec, **steps, last_obs=last.astype(np.float64), lengths=np.array([3, 2, 1]))
     _assert_same(flat, continuous.rows)
@@ -139,7 +139,7 @@ def test_states_and_masks_are_laid_out_too(discrete: Dataset):
 def test_transitions_without_order_become_two_row_episodes(continuous: Dataset):
     steps = _steps(continuous)
     rows = from_episodes(continuous.spec, **steps, last_obs=continuous.rows.obs[[1, 2, 3, 5, 6, 8]])
-    assert rows.closing.tolist() == [False, True] * 6
+    assert rows.is_final.tolist() == [False, True] * 6
     assert rows.obs[:, 0, 0].tolist() == [0, 1, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8]
     assert rows.rewards[:, 0].tolist() == [0, 0, 1, 0, 2, 0, 4, 0, 5, 0, 7, 0]
     dataset = Dataset(continuous.spec, rows, {})

@@ -1,0 +1,132 @@
+"""Verbs that train the runs of a grid: `sweep` and `demo`."""
+
+import math
+import pathlib
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+from omarl_jax.cli.terminal import complain, console, print_paths
+
+if TYPE_CHECKING:
+    from omarl_jax import sweep as sweeps
+    from omarl_jax.grid import Grid
+    from omarl_jax.runs import Run
+
+
+def sweep(
+    grid: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="GRID")]],
+    out: pathlib.Path | None = None,
+    wandb: str | None = None,
+) -> int:
+    """Trains all runs of a grid, continues those that were killed, and writes the report.
+
+    Args:
+        grid: a TOML file, for example experiments/omar_particle.toml.
+        out: folder for the runs; by default results/NAME OF THE GRID.
+        wandb: a Weights & Biases project to log to; offline where there is no key.
+    """
+    from omarl_jax.grid import read_grid
+
+    return train_grid(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
+
+
+def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> int:
+    """Makes data of cooperative navigation, trains OMAR, MA-CQL and BC, and prints how they compare.
+
+    Args:
+        out: folder for everything it makes.
+        seeds: runs of each method.
+    """
+    from omarl_jax.export import load_policy
+    from omarl_jax.grid import make_grid
+    from omarl_jax.report.episodes import write_gif
+    from omarl_jax.tasks import make_env
+
+    block = {
+        "tasks": ["particle/spread"],
+        "datasets": ["medium-replay"],
+        "algorithms": ["omar", "cql", "bc"],
+        "hyperparameters": {"batch_size": [256]},  # a quarter of the published one, so that two CPU cores need minutes
+    }
+    grid = make_grid({"seeds": list(range(seeds)), "evaluations": 10, "episodes": 64, "block": [block]})
+    code = train_grid(grid, out)
+    if code == 0:
+        team = load_policy(out / "runs" / grid.runs[0].name / "policy.npz")
+        gif = out / "report" / "omar.gif"
+        write_gif(make_env(team.spec.name), team, gif, seed=0)
+        print_paths({"trained team": gif})
+    return code
+
+
+def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int:
+    """Trains the runs of a grid with progress bars, writes the report, and prints its table.
+
+    Args:
+        grid: the runs.
+        out: folder for the runs and the report.
+        wandb: a Weights & Biases project to log to.
+
+    Returns:
+        the exit code: 0 if no run failed and one has a result.
+    """
+    from omarl_jax import report as reports
+    from omarl_jax import sweep as sweeps
+    from omarl_jax.report.load import load_run
+    from omarl_jax.report.summarise import grouped, summarise
+
+    groups = sweeps.run_groups(grid.runs)
+    whole = Column(no_wrap=True)  # in a narrow terminal the names of the groups are folded, and no number is cut
+    columns = (
+        TextColumn("{task.description}", table_column=Column(overflow="fold")),
+        BarColumn(bar_width=8),
+        MofNCompleteColumn(table_column=whole.copy()),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TimeRemainingColumn(table_column=whole.copy()),
+        TextColumn("{task.fields[score]}"),
+    )
+    # Rich estimates the time left from the last half minute, and a chunk may take longer.
+    with Progress(*columns, console=console, speed_estimate_period=math.inf) as progress:
+        work = sum(group[0].updates * len(group) for group in groups)
+        everything = progress.add_task("all runs", total=work, rate="", score="", visible=len(groups) > 1)
+        bars = [
+            progress.add_task(_title(group), total=group[0].updates, rate="", score="", start=False) for group in groups
+        ]
+        updates = [0] * len(groups)
+
+        def show(group: int, now: "sweeps.Progress") -> None:
+            nonlocal work
+            progress.start_task(bars[group])
+            rate = "" if math.isnan(now.updates_per_second) else f"{now.updates_per_second:,.0f} updates/s"
+            score = "" if math.isnan(now.value) else f"{now.unit} {now.value:.1f}"
+            progress.update(bars[group], completed=now.updates, rate=rate, score=score)
+            made, updates[group] = (now.updates - updates[group]) * len(groups[group]), now.updates
+            if math.isnan(now.updates_per_second):  # it was done before, and says nothing of the time left
+                work -= made
+                progress.update(everything, total=work)
+            else:
+                progress.update(everything, advance=made)
+
+        failed = sweeps.sweep(grid, out, show, wandb)
+    folders = [out / "runs" / run.name for run in grid.runs]
+    finished = [load_run(folder) for folder in folders if (folder / "DONE").exists()]
+    if finished:
+        missing = {folder: failed.get(folder.name, "") for folder in folders if not (folder / "DONE").exists()}
+        paths = reports.write_report(finished, out / "report", missing)
+        reports.print_table(summarise(finished), console)
+        print_paths(paths)
+    for run in finished:
+        if run.failure is not None:
+            complain("no result", f"{run.folder.name}: {run.failure}")
+    for reason, alike in grouped(failed.items(), lambda item: item[1]).items():
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        complain("failed", f"{alike[0][0]}{others}: {reason}")
+    return 0 if any(run.failure is None for run in finished) and not failed else 1
+
+
+def _title(group: "list[Run]") -> str:
+    run = group[0]
+    return f"{run.algorithm} on {run.task} {run.dataset}, {len(group)} runs"

@@ -1,0 +1,224 @@
+"""The recipes of datasets: rollouts of uniform actions or of policy snapshots, and replay data of online learning.
+
+Every dataset is made in memory, from rollouts in seconds. Continuous tasks have snapshots of behaviour policies (see
+`behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`).
+
+`medium` and `expert` are played by one snapshot each, with the noise that it explored with. `medium-replay` is played
+by a series of snapshots, a whole episode each, which approximates a replay buffer. The series ends at the medium
+policy, or earlier if that matches the published mean return better (on tag and world before half of training). The
+snapshots were made by
+
+    omarl behaviour particle/spread --medium 31.8 --expert 104 --replay 12.3                         (medium-replay)
+    omarl behaviour particle/spread --medium 31.8 --expert 104 --seeds 0 1 --updates 20000 --every 50 --set gain=3.0
+    omarl behaviour particle/tag --medium 63.5 --expert 100 --replay 4.2 --algorithm itd3
+    omarl behaviour particle/world --medium 84.2 --expert 100 --replay 9.3 --algorithm itd3 --updates 15000
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import omarl_envs
+from omarl_envs.base import MultiAgentEnv
+
+from omarl_jax.data import storage
+from omarl_jax.data.dataset import Dataset, EpisodeStore
+from omarl_jax.datasets import replay
+from omarl_jax.errors import UserError, check_seeds, unknown
+from omarl_jax.export import SavedPolicy, load_policy
+from omarl_jax.rollout import collect, uniform_act
+from omarl_jax.tasks import make_env, reference_metadata
+from omarl_jax.types import TaskSpec
+
+_FROM_SNAPSHOTS = ("medium-replay", "medium", "expert")
+QUALITIES = ("random", *_FROM_SNAPSHOTS, *replay.SLICES)
+
+_DEFAULT_SIZE = 1_000_000
+_SIZES = {
+    ("particle/spread", "medium-replay"): 97_500,  # as published
+    ("particle/tag", "medium-replay"): 62_500,
+    ("particle/world", "medium-replay"): 80_000,
+    ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with parts of the log
+    ("uav/iot-random", "random"): replay.DEFAULT_SIZE,
+}
+
+
+def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None, **options: Any) -> Dataset:
+    """Makes an offline dataset; `load_datasets` makes several at once.
+
+    Args:
+        task: `family/task`.
+        quality: one of those of the task: `random`; and if it is continuous `medium-replay`, `medium` and `expert`, if
+            it is discrete `early`, `middle`, `late` and `mixed`.
+        seed: of the data: of the rollouts, or of the agents that learn.
+        size: transitions, rounded up to whole episodes of the task's length; by default the published number.
+        **options: constructor arguments of the task.
+
+    Raises:
+        UserError: if there is no such task or quality, no behaviour policy for this form of the task, or the replay
+            data are too short.
+    """
+    return load_datasets(task, quality, [seed], size, **options)[0]
+
+
+def load_datasets(
+    task: str, quality: str, seeds: Sequence[int], size: int | None = None, **options: Any
+) -> list[Dataset]:
+    """Makes the datasets of several seeds.
+
+    Rollouts equal those of `load_dataset`. Replay data are equal only in distribution: rounding depends on the number
+    of seeds that learn side by side, and learning amplifies it.
+
+    Args:
+        task, quality, size, **options: as of `load_dataset`.
+        seeds: one for each dataset.
+
+    Raises:
+        UserError: as `load_dataset`.
+    """
+    env = make_env(task, **options)
+    check_seeds(seeds)
+    if quality not in (known := _qualities(env.task_spec)):
+        raise unknown("dataset", quality, known)
+    if size is None:
+        size = default_size(task, quality)
+    if size < 1:
+        raise UserError(f"A dataset needs at least one transition, not {size}.")
+    if quality in replay.SLICES:
+        replay.check_size(quality, size)
+        learned = _logs(task, json.dumps(options, sort_keys=True), tuple(seeds))
+        played: Iterable[tuple[EpisodeStore, dict[str, np.ndarray], str]] = (
+            replay.cut(env, log, quality, size) for log in learned
+        )
+    else:
+        played = _rollouts(env, quality, seeds, size)
+    made = []
+    for seed, (rows, totals, behaviour) in zip(seeds, played, strict=True):
+        metrics = {name: float(values.mean()) for name, values in totals.items()}
+        metrics["length"] = float((~rows.is_final).sum() / rows.is_final.sum())
+        metadata: dict[str, Any] = {
+            "recipe": quality,
+            "seed": seed,
+            "behaviour": behaviour,
+            "options": options,
+            "metrics": metrics,
+        }
+        reference = reference_metadata(env, metrics["return"])
+        comparable = reference["comparable"] and (quality not in _FROM_SNAPSHOTS or _at_home(env, quality))
+        made.append(Dataset(env.task_spec, rows, metadata | reference | {"comparable": comparable}))
+    return made
+
+
+def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
+    """A hash of everything that data are made from beside their recipe, so that runs on other data get another name.
+
+    It covers the content of a dataset's folder, the snapshots that ship, the reference returns (on tag and world they
+    depend on the prey), and files among the options, which are known by their suffix.
+    """
+    parts = [] if env.reference is None else [repr((env.reference.random, env.reference.expert)).encode()]
+    if dataset not in QUALITIES:
+        parts.append(storage.described_hash(dataset).encode())
+    elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
+        parts.append(file.read_bytes())
+    paths = [pathlib.Path(value) for value in options.values() if isinstance(value, str | pathlib.Path)]
+    parts += [path.read_bytes() for path in paths if path.suffix and path.is_file()]  # "unit" is no file, but a name
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _qualities(spec: TaskSpec) -> tuple[str, ...]:
+    """The datasets that a task of this kind can have."""
+    return tuple(q for q in QUALITIES if q == "random" or (q in replay.SLICES) == (spec.kind == "discrete"))
+
+
+@functools.lru_cache(maxsize=1)  # the run groups of a sweep ask for the same one again and again
+def _logs(task: str, options: str, seeds: tuple[int, ...]) -> list[replay.Log]:
+    return replay.train_online(make_env(task, **json.loads(options)), seeds)
+
+
+def _rollouts(
+    env: MultiAgentEnv, quality: str, seeds: Sequence[int], size: int
+) -> Iterator[tuple[EpisodeStore, dict[str, np.ndarray], str]]:
+    """For each seed its rows, the totals of the task's quantities of each episode, and a name of the behaviour."""
+    if quality == "random":
+        functions, policies, behaviour = (uniform_act(env.task_spec), ()), None, "uniform actions"
+    else:
+        snapshots = behaviour_snapshots(env, quality)
+        chosen = np.array(snapshots.metadata["recipe"][quality])
+        functions, policies = snapshots.functions, jax.tree.map(lambda x: jnp.asarray(x[chosen]), snapshots.params)
+        trained = ", ".join(str(snapshots.metadata["updates"][i]) for i in chosen)
+        behaviour = f"{snapshots.algorithm} after {trained} updates, with exploration noise"
+        if not _at_home(env, quality):
+            behaviour += ", trained on another form of the task"
+    keys = (jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality)) for seed in seeds)
+    episodes = -(-size // env.task_spec.episode_length)
+    for rows, totals in collect(env, *functions, policies, keys, episodes):
+        yield rows, totals, behaviour
+
+
+class Entry(NamedTuple):
+    """A dataset of the catalogue; `score` is that of the behaviour, None where there is no reference."""
+
+    task: str
+    quality: str
+    size: int
+    score: float | None
+
+
+def catalogue() -> list[Entry]:
+    """The datasets that can be made for tasks with their default options."""
+    entries = []
+    for task in omarl_envs.task_names():
+        env = make_env(task)
+        for quality in _qualities(env.task_spec):
+            saved = _snapshots(task, quality) if quality in _FROM_SNAPSHOTS else None
+            if quality in _FROM_SNAPSHOTS and saved is None:
+                continue
+            score = None
+            if env.reference is not None and quality == "random":
+                score = 0.0
+            elif env.reference is not None and saved is not None:
+                returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
+                score = float(env.reference.normalise(np.mean(returns)))
+            entries.append(Entry(task, quality, default_size(task, quality), score))
+    return entries
+
+
+def default_size(task: str, quality: str) -> int:
+    """Transitions that a dataset has unless another number is asked for: the published one, if there is one."""
+    return _SIZES.get((task, quality), replay.DEFAULT_SIZE if quality in replay.SLICES else _DEFAULT_SIZE)
+
+
+def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
+    """The shipped behaviour policies of a task and quality, stacked, with their `recipe` in the metadata."""
+    saved = _snapshots(env.task_spec.name, quality)
+    if saved is None or saved.spec != env.task_spec:
+        raise UserError(
+            f"No behaviour policies ship with this form of '{env.task_spec.name}'; "
+            "only the dataset 'random' can be made for it."
+        )
+    return saved
+
+
+def _at_home(env: MultiAgentEnv, quality: str) -> bool:
+    """Whether the shipped policies learned in this form of the task, with the prey that the references are of."""
+    found = _snapshots(env.task_spec.name, quality)
+    return found is not None and env.reference is not None and found.metadata["reference"] == env.reference.source
+
+
+@functools.cache
+def _snapshots(task: str, quality: str) -> SavedPolicy | None:
+    file = _snapshot_file(task, quality)
+    return None if file is None else load_policy(file)
+
+
+def _snapshot_file(task: str, quality: str) -> pathlib.Path | None:
+    """The file of the quality, or that of the task."""
+    folder, name = pathlib.Path(__file__).parent / "snapshots", task.replace("/", "-")
+    files = (folder / f"{name}-{quality}.npz", folder / f"{name}.npz")
+    return next((file for file in files if file.exists()), None)

@@ -1,0 +1,125 @@
+"""Where and when runs are computed: on which devices, side by side or one after the other.
+
+A compiled program has a fixed number of *slots*, each of which works on one run. With more runs than slots it is called
+several times; `schedule` says with which runs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+_RUNS = PartitionSpec("runs")
+
+
+def schedule(n_runs: int, slots: int, updates: int) -> list[tuple[list[int], int]]:
+    """How to make so many updates with every run, a program with so many slots working on one run in each.
+
+    Work is packed with McNaughton's wrap-around rule (1959): slots are filled one after the other, and a run that
+    overflows one slot starts on the next and is finished on the first. So no slot is idle, but for the updates that do
+    not divide evenly. There, and with fewer runs than slots, slots that are left over repeat the last run.
+
+    Returns:
+        the calls of the program, in order: the runs of its slots, and with how many updates.
+    """
+    parts = 1 if n_runs <= slots else slots // math.gcd(n_runs, slots)  # pieces of each run's work
+    each, rest = divmod(updates, parts)
+    wrapped = np.repeat(np.arange(n_runs), parts)
+    plain = np.minimum(np.arange(-(-n_runs // slots) * slots), n_runs - 1)
+    if parts == 1:
+        return [(ids, updates) for ids in plain.reshape(-1, slots).tolist()]
+    calls = [(ids, each) for ids in wrapped.reshape(slots, -1).T.tolist() if each]
+    return calls + [(ids, rest) for ids in plain.reshape(-1, slots).tolist() if rest]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The slots of a program, and the devices that they lie on.
+
+    Numbers are reproduced to the last bit by the same placement only.
+
+    Attributes:
+        slots: S, a multiple of `devices`; those of one device are computed together (`vmap`).
+        devices: devices that the slots are spread over.
+    """
+
+    slots: int
+    devices: int
+
+    @staticmethod
+    def default(n_runs: int, side_by_side: int | None = None) -> "Placement":
+        """All devices; on accelerators a slot for every run, on a CPU one for every device.
+
+        A CPU's caches hold the activations of one run but not of several, and its cores are busy with one anyway.
+
+        Args:
+            n_runs: the number of runs.
+            side_by_side: most runs that a device computes together, where its memory has no room for more; then runs
+                are computed in batches of about the same size.
+        """
+        devices = min(jax.device_count(), n_runs)
+        of_a_device = -(-n_runs // devices)
+        batches = -(-of_a_device // (side_by_side or (1 if jax.default_backend() == "cpu" else of_a_device)))
+        return Placement(-(-of_a_device // batches) * devices, devices)
+
+    def map_runs(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Turns a function of one run, and of what all runs share, into that of all slots, every leaf (S, …)."""
+
+        def of_a_device(runs: Any, shared: Any) -> Any:
+            if self.slots > self.devices:
+                return jax.vmap(function, (0, None))(runs, shared)
+            # A `vmap` of one would compute both branches of a `cond`.
+            alone = function(jax.tree.map(lambda x: x[0], runs), shared)
+            return jax.tree.map(lambda x: x[None], alone)
+
+        if self.devices == 1:
+            return of_a_device
+        specs = (_RUNS, PartitionSpec())
+        return jax.shard_map(of_a_device, mesh=self._mesh, in_specs=specs, out_specs=_RUNS, check_vma=False)
+
+    def run_all(self, program: Callable[[Any, Any], Any], n_runs: int, runs: Any, shared: Any) -> Any:
+        """Calls a program that `map_runs` made until it has worked on all runs.
+
+        Args:
+            program: compiled.
+            n_runs: R, the number of runs.
+            runs: every leaf (R, …), or (S, …) if there are slots enough.
+            shared: what all runs share.
+
+        Returns:
+            what the program returns for each run, every leaf (R, …), on the host.
+        """
+        done: Any = None
+        for ids, _ in schedule(n_runs, self.slots, 1):
+            part = fetch(program(self.shard_runs(runs, ids), shared))
+            if done is None:
+                done = jax.tree.map(lambda x: np.empty((n_runs, *x.shape[1:]), x.dtype), part)
+            write(done, ids, part)
+        return done
+
+    def shard_runs(self, runs: Any, ids: Sequence[int]) -> Any:
+        """Takes some runs out of (R, …) arrays and puts each where its slot is computed."""
+        taken = jax.tree.map(lambda x: x[np.array(ids)], runs)
+        return jax.device_put(taken, NamedSharding(self._mesh, _RUNS))
+
+    def replicate(self, shared: Any) -> Any:
+        """Puts a copy of the arrays on every device."""
+        return jax.device_put(shared, NamedSharding(self._mesh, PartitionSpec()))
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(jax.devices()[: self.devices]), ("runs",), axis_types=(AxisType.Auto,))
+
+
+def fetch(tree: Any) -> Any:
+    """Copies arrays from the devices to the host."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def write(runs: Any, ids: Sequence[int], part: Any) -> None:
+    """Writes what a program returned for some runs, (S, …), into (R, …) arrays on the host."""
+    jax.tree.map(lambda whole, x: whole.__setitem__(np.array(ids), x), runs, part)
