@@ -15,7 +15,7 @@ from omarl_envs.spec import TaskSpec
 from omarl_jax import algorithms
 from omarl_jax.errors import UserError
 from omarl_jax.files import read_arrays, replacing, written_by
-from omarl_jax.types import Act, Stats
+from omarl_jax.types import Act, Context, Stats, View
 
 FORMAT = 2
 
@@ -88,7 +88,7 @@ class SavedPolicy:
     @functools.cached_property
     def _step(self) -> Callable[..., tuple[Any, Any]]:
         act, _ = self.functions
-        return jax.jit(lambda params, obs, mask, carry: act(params, obs, mask, carry, jax.random.key(0)))
+        return jax.jit(lambda params, obs, mask, carry: act(params, View(obs, mask), carry, jax.random.key(0)))
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -149,8 +149,8 @@ def load_policy(path: str | pathlib.Path, allow_import: bool = False) -> SavedPo
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' is not a policy of this package ({type(error).__name__}: {error}).") from None
-    stats = Stats(*(jnp.zeros((spec.n_agents, spec.obs_dim)) for _ in Stats._fields))
-    template = jax.eval_shape(lambda: method.make(config, spec).init(jax.random.key(0), stats)).policy
+    context = Context(Stats.unknown(spec))
+    template = jax.eval_shape(lambda: method.make(config, spec).init(jax.random.key(0), context)).policy
     expected = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(template)}
     of_one = {name: leaf.shape for name, leaf in expected.items()}
     found = {name: leaf.shape for name, leaf in leaves.items()}

@@ -14,7 +14,7 @@ from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax.errors import UserError
 from omarl_jax.rollout import uniform_act
-from omarl_jax.types import Act, Algorithm, Metrics, Transition
+from omarl_jax.types import Act, Algorithm, Metrics, Transition, View
 
 
 class OnlineState(NamedTuple):
@@ -60,10 +60,12 @@ def init(
     """The state after the warm-up, for a new learner or one that was trained offline.
 
     Raises:
-        UserError: if the method needs more than single transitions, or its policy has a memory.
+        UserError: if the method needs more than single transitions, does not explore, or its policy has a memory.
     """
-    if algorithm.needs.next_actions or algorithm.needs.batches > 1:
+    if algorithm.needs.next_actions or algorithm.needs.returns_to_go or algorithm.needs.length is not None:
         raise UserError("This method cannot learn online: it needs more than single transitions.")
+    if not algorithm.explores:
+        raise UserError("This method cannot learn online: it does not explore.")
     if jax.tree.leaves(algorithm.carry):
         raise UserError("This method cannot learn online: its policy has a memory, which transitions do not hold.")
     random_step = functools.partial(_interact, algorithm, env, uniform_act(env.task_spec), None)
@@ -136,7 +138,7 @@ def _interact(
 
     def one(env_state: Any, view: Any, key: chex.PRNGKey) -> tuple[tuple[Any, Any], Transition, Metrics]:
         act_key, reset_key = jax.random.split(key)
-        actions, _ = act(policy, view.agents_view, view.action_mask, algorithm.carry, act_key, explore=True)
+        actions, _ = act(policy, View(view.agents_view, view.action_mask), algorithm.carry, act_key, explore=True)
         next_env_state, timestep = env.step(env_state, actions)
         next_view, terminal = timestep.observation, timestep.discount == 0.0
         needs_state = algorithm.needs.state

@@ -15,7 +15,8 @@ import numpy as np
 from omarl_envs.base import MultiAgentEnv, Observation
 
 from omarl_jax.data.dataset import EpisodeStore, concatenate
-from omarl_jax.types import Act, TaskSpec
+from omarl_jax.networks import without_padding
+from omarl_jax.types import Act, TaskSpec, View
 
 BYTES_AT_ONCE = 2**28
 """Device memory for what one group of episodes keeps: 256 MiB hold 30,000 episodes of 25 steps in particle/spread,
@@ -140,10 +141,11 @@ def evaluate(
 def uniform_act(spec: TaskSpec) -> Act:
     """The policy that takes every legal action with equal probability; it needs no parameters."""
 
-    def act(policy: Any, obs: Any, mask: Any, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[Any, Any]:
+    def act(policy: Any, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[Any, Any]:
         if spec.kind == "discrete":
-            return jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf)), carry
-        return jax.random.uniform(key, (spec.n_agents, spec.action_dim), minval=-1.0, maxval=1.0), carry
+            return jax.random.categorical(key, jnp.where(view.action_mask, 0.0, -jnp.inf)), carry
+        actions = jax.random.uniform(key, (spec.n_agents, spec.action_dim), minval=-1.0, maxval=1.0)
+        return without_padding(actions, spec), carry
 
     return act
 
@@ -221,7 +223,7 @@ def _episode(
         env_state, view, carry, valid, totals = loop
         # Not `split`: that would store a key for each step of each episode.
         act_key = jax.random.fold_in(key, t)
-        actions, carry = act(policy, view.agents_view, view.action_mask, carry, act_key, explore)
+        actions, carry = act(policy, View(view.agents_view, view.action_mask), carry, act_key, explore)
         next_env_state, timestep = env.step(env_state, actions)
         quantities = timestep.extras["metrics"] | {"length": jnp.float32(1.0)}
         totals = {name: total + jnp.where(valid, quantities[name], 0.0) for name, total in totals.items()}
@@ -270,7 +272,7 @@ def _episode_store(played: Trajectory) -> EpisodeStore:
         rewards=padded(played.rewards),
         terminal=padded(played.terminal),
         truncated=padded(last & ~played.terminal.all(axis=-1)),
-        is_final=~transition[stored],
+        closing=~transition[stored],
         state=None if played.state is None else played.state[stored],
         action_mask=None if played.action_mask is None else played.action_mask[stored],
     )

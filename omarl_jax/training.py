@@ -29,7 +29,7 @@ from omarl_jax.errors import UserError, check_positive, check_seeds
 from omarl_jax.files import require_trusted_task
 from omarl_jax.placement import Placement, fetch, schedule, write
 from omarl_jax.tasks import make_env
-from omarl_jax.types import Algorithm, Metrics, TaskSpec
+from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
 
 
 class RunState(NamedTuple):
@@ -111,7 +111,7 @@ class Trainer:
 
         def init(given: tuple[Any, chex.PRNGKey, Any], _: None) -> RunState:
             config, key, stats = given
-            return RunState(method.make(config, self.spec).init(key, stats), jnp.int32(0), jnp.int32(-1))
+            return RunState(method.make(config, self.spec).init(key, Context(stats)), jnp.int32(0), jnp.int32(-1))
 
         stats = [dataset.stats() for dataset in datasets]
         given = config, init_keys, _stacked([stats[data] for data in data_of])

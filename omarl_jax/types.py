@@ -142,7 +142,7 @@ class Act(Protocol):
 
 
 class ReturnQuantiles(Protocol):
-    def __call__(self, policy: Any, obs: chex.Array, /) -> tuple[chex.Array, chex.Array]: ...
+    def __call__(self, policy: Any, view: View, /) -> tuple[chex.Array, chex.Array]: ...
 
 
 class Algorithm(NamedTuple):
@@ -159,7 +159,7 @@ class Algorithm(NamedTuple):
         explores: whether `explore` changes what `act` does; online training needs a method that does.
         values: (state, batch) -> (heads, B, G), the values of the batch's actions, for probes; None for methods without
             values.
-        return_quantiles: (policy, obs (N, O)) -> fractions (Q,), values (G, Q) in units of returns: the quantiles of
+        return_quantiles: (policy, view) -> fractions (Q,), values (G, Q) in units of returns: the quantiles of
             the return of each agent's greedy action (G = N) or of all of them together (G = 1). None for methods that
             learn no distribution.
     """

@@ -66,7 +66,7 @@ def test_replaying_the_stored_actions_gives_the_stored_observations_and_rewards(
     by_episode = jax.tree.map(lambda x: x.reshape(4, 26, *x.shape[1:]), rows)
 
     # Exactly 25 transitions and the closing row; the time limit is no end.
-    assert (by_episode.is_final == (np.arange(26) == 25)).all()
+    assert (by_episode.closing == (np.arange(26) == 25)).all()
     assert (by_episode.truncated == (np.arange(26) == 24)).all()
     assert not rows.terminal.any()
     assert dataset(env, rows).size == 100
@@ -97,7 +97,7 @@ def test_a_matrix_game_is_one_terminal_step():
     [(rows, _)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(0)], episodes=400)
     made = dataset(env, rows)
     assert made.size == 400
-    np.testing.assert_array_equal(rows.is_final, np.tile([False, True], 400))
+    np.testing.assert_array_equal(rows.closing, np.tile([False, True], 400))
     assert rows.terminal[0::2].all()
     assert not rows.truncated.any()
     moves = rows.actions[0::2]
@@ -110,7 +110,7 @@ def test_a_matrix_game_is_one_terminal_step():
 def test_steps_after_an_early_end_leave_no_rows():
     env = Fuses()
     [(rows, totals)] = collect(env, uniform_act(env.task_spec), (), None, [jax.random.key(1)], episodes=40)
-    episodes = np.split(np.arange(len(rows.is_final)), np.flatnonzero(rows.is_final)[:-1] + 1)
+    episodes = np.split(np.arange(len(rows.closing)), np.flatnonzero(rows.closing)[:-1] + 1)
     assert len(episodes) == 40
     seen = set()
     for at in episodes:
@@ -149,7 +149,7 @@ def constant_act(policy, obs, mask, carry, key, explore=False):
 
 
 def first_actions(rows):
-    starts = np.append(0, np.flatnonzero(rows.is_final)[:-1] + 1)
+    starts = np.append(0, np.flatnonzero(rows.closing)[:-1] + 1)
     return rows.actions[starts, :, 0]
 
 
@@ -233,6 +233,6 @@ def test_memory_is_carried_and_begins_anew_with_each_episode():
         return jnp.full((2, 1), carry / 10.0), carry + 1
 
     [(rows, _)] = collect(Fuses(), act, jnp.int32(1), None, [jax.random.key(2)], episodes=10)
-    closing = np.flatnonzero(rows.is_final)
+    closing = np.flatnonzero(rows.closing)
     for start, end in zip(np.append(0, closing[:-1] + 1), closing, strict=True):
         np.testing.assert_allclose(rows.actions[start:end, 0, 0], (1 + np.arange(end - start)) / 10)

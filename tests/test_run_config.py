@@ -36,7 +36,7 @@ def test_a_run_says_whether_it_is_as_published(
     spec = make_env(SPREAD).task_spec
     config = algorithms.find(algorithm).configure(spec, preset.overrides | changed)
     run = Run(algorithm, SPREAD, dataset, 0, 0, updates, config)
-    rows: Any = dataclasses.make_dataclass("Rows", ["is_final"])(np.array([False, True]))
+    rows: Any = dataclasses.make_dataclass("Rows", ["closing"])(np.array([False, True]))
     RunFolder(tmp_path).start(run, Dataset(spec, rows, {}), "hash")
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["as_published"] == as_published

@@ -76,7 +76,7 @@ def test_each_run_learns_from_its_own_data_and_statistics_whatever_the_size_of_t
         for _ in range(2):
             alone.advance(3)
         assert_equal(leaves(alone, 0), leaves(together, run), 1e-6)
-        seen = data.rows.obs[~data.rows.is_final]
+        seen = data.rows.obs[~data.rows.closing]
         np.testing.assert_allclose(together.policy(run).norm.mean, seen.mean(axis=0), atol=1e-4)
     first, second = (jax.tree.leaves(together.policy(run).params) for run in range(2))
     assert max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3

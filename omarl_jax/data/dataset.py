@@ -34,7 +34,7 @@ class EpisodeStore(NamedTuple):
         rewards: (M, N) float32.
         terminal: (M, N) bool.
         truncated: (M,) bool.
-        is_final: (M,) bool, whether it is a final-observation row.
+        closing: (M,) bool, whether it is a final-observation row.
         state: (M, S) float32, or None where it is the concatenation of `obs`.
         action_mask: (M, N, A) bool, or None in continuous tasks.
     """
@@ -44,7 +44,7 @@ class EpisodeStore(NamedTuple):
     rewards: chex.Array
     terminal: chex.Array
     truncated: chex.Array
-    is_final: chex.Array
+    closing: chex.Array
     state: chex.Array | None = None
     action_mask: chex.Array | None = None
 
@@ -67,10 +67,12 @@ class DeviceData(NamedTuple):
     Attributes:
         rows: M rows.
         index: (V,) int32, rows that are transitions (see `Dataset.index`).
+        returns_to_go: (M, N) float32, or None where no method asks for them.
     """
 
     rows: EpisodeStore
     index: chex.Array
+    returns_to_go: chex.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Dataset:
     @property
     def size(self) -> int:
         """The number of transitions."""
-        return int(np.sum(~np.asarray(self.rows.is_final)))
+        return int(np.sum(~np.asarray(self.rows.closing)))
 
     def index(self, next_actions: bool = False) -> np.ndarray:
         """(V,) int32, the rows that are transitions.
@@ -101,7 +103,7 @@ class Dataset:
             next_actions: leave out transitions whose next action is missing: those without a successor, unless the task
                 has ended for all agents.
         """
-        transition = ~np.asarray(self.rows.is_final)
+        transition = ~np.asarray(self.rows.closing)
         if next_actions:
             ended = np.asarray(self.rows.terminal).all(axis=1)
             transition = transition & (np.append(transition[1:], False) | ended)
@@ -109,14 +111,21 @@ class Dataset:
 
     def episode_returns(self) -> np.ndarray:
         """(E,) float, the return of each episode: the sum over time of the mean reward of its agents."""
-        finals = np.flatnonzero(np.asarray(self.rows.is_final))
+        finals = np.flatnonzero(np.asarray(self.rows.closing))
         team = np.asarray(self.rows.rewards, dtype=np.float64).mean(axis=1)
         return np.add.reduceat(team, np.concatenate([[0], finals[:-1] + 1]))
+
+    def returns_to_go(self) -> np.ndarray:
+        """(M, N) float32, the sum of each agent's rewards from a row to the end of its episode."""
+        finals = np.flatnonzero(np.asarray(self.rows.closing))
+        rewards = np.asarray(self.rows.rewards, dtype=np.float64)  # 0 in final-observation rows
+        to_the_end = np.cumsum(rewards[::-1], axis=0)[::-1]
+        return (to_the_end - np.repeat(to_the_end[finals], self.lengths + 1, axis=0)).astype(np.float32)
 
     @property
     def lengths(self) -> np.ndarray:
         """(E,) int, the steps of each episode."""
-        return np.diff(np.flatnonzero(np.asarray(self.rows.is_final)), prepend=-1) - 1
+        return np.diff(np.flatnonzero(np.asarray(self.rows.closing)), prepend=-1) - 1
 
     @property
     def ordered(self) -> bool:
@@ -126,13 +135,13 @@ class Dataset:
     @property
     def whole_episodes(self) -> np.ndarray:
         """(E,) bool, the episodes that are there to their end: terminal for all, or the time limit."""
-        last = np.flatnonzero(np.asarray(self.rows.is_final)) - 1
+        last = np.flatnonzero(np.asarray(self.rows.closing)) - 1
         terminal = np.asarray(self.rows.terminal)[last].all(axis=1)
         return (terminal & self.ordered) | (self.lengths == self.spec.episode_length)
 
     def stats(self) -> Stats:
         """Mean and standard deviation of each agent's observations, over all transitions."""
-        obs, transition = np.asarray(self.rows.obs), ~np.asarray(self.rows.is_final)
+        obs, transition = np.asarray(self.rows.obs), ~np.asarray(self.rows.closing)
         mean = np.einsum("m,mno->no", transition, obs, dtype=np.float64) / self.size
         square = np.einsum("m,mno,mno->no", transition, obs, obs, dtype=np.float64) / self.size
         std = np.sqrt(np.maximum(square - np.square(mean), 1e-6))
@@ -150,8 +159,10 @@ def concat_datasets(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, 
         the data, and the range of each dataset in their index.
 
     Raises:
-        UserError: if a dataset has no transitions with these fields.
+        UserError: if a dataset has no transitions with these fields, or no episodes for the windows that are needed.
     """
+    for dataset in datasets:
+        _check_windows(dataset, needs)
     rows = jax.tree.map(lambda *parts: concatenate(parts), *(dataset.rows for dataset in datasets))
     first_row = 0
     ranges: list[IndexRange] = []
@@ -164,7 +175,18 @@ def concat_datasets(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, 
         ranges.append(IndexRange(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
         index.append(part + np.int32(first_row))
         first_row += dataset.rows.obs.shape[0]
-    return DeviceData(rows, concatenate(index)), ranges
+    to_go = concatenate([dataset.returns_to_go() for dataset in datasets]) if needs.returns_to_go else None
+    return DeviceData(rows, concatenate(index), to_go), ranges
+
+
+def _check_windows(dataset: Dataset, needs: Needs) -> None:
+    if needs.length is None:
+        return
+    task = dataset.spec.name
+    if not dataset.ordered:
+        raise UserError(f"A dataset of task '{task}' has no order of steps, which methods with memory learn from.")
+    if needs.length > (longest := int(dataset.lengths.max())):
+        raise UserError(f"Windows of {needs.length} steps are longer than any episode of task '{task}' ({longest}).")
 
 
 def concatenate(parts: Sequence[chex.Array]) -> np.ndarray:
@@ -192,22 +214,27 @@ def sample(data: DeviceData, index_range: IndexRange, key: chex.PRNGKey, needs: 
         needs: batch size and fields.
 
     Returns:
-        a batch whose arrays begin with (B,), or with (batches, B) if an update takes several batches.
+        a batch whose arrays begin with (B,), or with (B, T) for methods that need windows. A window begins anywhere in
+        an episode; after the end of its episode it is not `valid`.
     """
-    shape = (needs.batch_size,) if needs.batches == 1 else (needs.batches, needs.batch_size)
-    drawn = index_range.start + jax.random.randint(key, shape, 0, index_range.size)
-    return transitions(data.rows, data.index[drawn], needs)
+    drawn = index_range.start + jax.random.randint(key, (needs.batch_size,), 0, index_range.size)
+    at = data.index[drawn]
+    if needs.length is None:
+        return transitions(data, at, needs)
+    window = jnp.minimum(at[:, None] + jnp.arange(needs.length), data.rows.obs.shape[0] - 1)  # (B, T)
+    valid = jnp.cumprod(~data.rows.closing[window], axis=1).astype(bool)
+    return transitions(data, window, needs)._replace(valid=valid)
 
 
-def transitions(rows: EpisodeStore, at: chex.Array, needs: Needs) -> Transition:
+def transitions(data: DeviceData, at: chex.Array, needs: Needs) -> Transition:
     """The transitions that start at the given rows.
 
     Args:
-        rows: the rows.
+        data: the device data.
         at: row numbers, of any shape, with which the arrays of the result begin.
         needs: the fields that the method asks for.
     """
-    following = at + 1
+    rows, following = data.rows, jnp.minimum(at + 1, data.rows.obs.shape[0] - 1)
 
     def state(at: chex.Array) -> chex.Array | None:
         if not needs.state:
@@ -226,6 +253,7 @@ def transitions(rows: EpisodeStore, at: chex.Array, needs: Needs) -> Transition:
         next_actions=rows.actions[following] if needs.next_actions else None,
         state=state(at),
         next_state=state(following),
+        returns_to_go=None if data.returns_to_go is None else data.returns_to_go[at],
         action_mask=None if rows.action_mask is None else rows.action_mask[at],
         next_action_mask=None if rows.action_mask is None else rows.action_mask[following],
     )

@@ -23,7 +23,7 @@ def layout(spec: TaskSpec) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         "rewards": (real, agents),
         "terminal": (flag, agents),
         "truncated": (flag, ()),
-        "is_final": (flag, ()),
+        "closing": (flag, ()),
         "state": (real, (spec.state_dim,)),
         "action_mask": (flag, (*agents, spec.action_dim)),
     }
@@ -73,18 +73,18 @@ def validate(dataset: Dataset) -> None:
     """
     validate_shapes(dataset)
     rows = EpisodeStore(*(None if array is None else np.asarray(array) for array in dataset.rows))
-    spec, is_final = dataset.spec, rows.is_final
-    if is_final.all():  # also without any row
+    spec, closing = dataset.spec, rows.closing
+    if closing.all():  # also without any row
         raise UserError(f"The dataset of task '{spec.name}' is empty: it has no transitions.")
 
-    starts = np.append(True, is_final[:-1])  # (M,) whether an episode begins with the row
-    ends = ~is_final & np.append(is_final[1:], True)  # (M,) whether the row is the last transition of its episode
-    last = np.arange(len(is_final)) == len(is_final) - 1
-    _refuse("is_final", is_final, starts & is_final, "its episode has no step")
-    _refuse("is_final", is_final, last & ~is_final, "the last row must be a final-observation row")
+    starts = np.append(True, closing[:-1])  # (M,) whether an episode begins with the row
+    ends = ~closing & np.append(closing[1:], True)  # (M,) whether the row is the last transition of its episode
+    last = np.arange(len(closing)) == len(closing) - 1
+    _refuse("closing", closing, starts & closing, "its episode has no step")
+    _refuse("closing", closing, last & ~closing, "the last row must be a final-observation row")
     for name in ("terminal", "truncated", "rewards", "actions"):
         array = getattr(rows, name)
-        _refuse(name, array, _rowwise(is_final, array) & (array != 0), "it must be 0 in a final-observation row")
+        _refuse(name, array, _rowwise(closing, array) & (array != 0), "it must be 0 in a final-observation row")
     _refuse("truncated", rows.truncated, rows.truncated & ~ends, "the next row must be a final-observation row")
     finished = _rowwise(rows.terminal.all(axis=1) & ~ends, rows.terminal)
     _refuse("terminal", rows.terminal, finished, "all agents ended, so the next row must be a final-observation row")
@@ -102,7 +102,7 @@ def validate(dataset: Dataset) -> None:
     _refuse("actions", rows.actions, outside, f"it must be one of 0 … {spec.action_dim - 1}")
     if rows.action_mask is not None:
         legal = np.take_along_axis(rows.action_mask, rows.actions[..., None], axis=-1)[..., 0]  # (M, N)
-        _refuse("actions", rows.actions, ~legal & ~is_final[:, None], "action_mask forbids it")
+        _refuse("actions", rows.actions, ~legal & ~closing[:, None], "action_mask forbids it")
 
 
 def from_episodes(
@@ -154,20 +154,20 @@ def from_episodes(
     if lengths.size == 0 or (lengths < 1).any():
         raise UserError(f"There must be episodes for task '{spec.name}', and each must have a step.")
     steps_in_all = int(lengths.sum())
-    is_final = np.zeros(steps_in_all + len(lengths), dtype=np.bool_)
-    is_final[np.cumsum(lengths + 1) - 1] = True
+    closing = np.zeros(steps_in_all + len(lengths), dtype=np.bool_)
+    closing[np.cumsum(lengths + 1) - 1] = True
     fields = layout(spec)
 
     def lay(field: str, steps: Field, last: Field | None = None) -> np.ndarray:
         dtype, shape = fields[field]
-        rows = np.zeros((len(is_final), *shape), dtype)
+        rows = np.zeros((len(closing), *shape), dtype)
         listed = isinstance(steps, list | tuple)
         if listed and [len(episode) for episode in steps] != lengths.tolist():
             raise UserError(f"The episodes of {field} and of obs have different numbers of steps.")
         join = np.concatenate if listed else np.asarray
-        rows[~is_final] = _fitting(field, steps, join, dtype, (steps_in_all, *shape))
+        rows[~closing] = _fitting(field, steps, join, dtype, (steps_in_all, *shape))
         if last is not None:
-            rows[is_final] = _fitting(f"last_{field}", last, np.asarray, dtype, (len(lengths), *shape))
+            rows[closing] = _fitting(f"last_{field}", last, np.asarray, dtype, (len(lengths), *shape))
         return rows
 
     if spec.state_is_obs:
@@ -182,7 +182,7 @@ def from_episodes(
         rewards=lay("rewards", rewards),
         terminal=lay("terminal", terminal),
         truncated=lay("truncated", truncated),
-        is_final=is_final,
+        closing=closing,
         state=None if state is None else lay("state", state, last_state),
         action_mask=None if action_mask is None else lay("action_mask", action_mask, last_action_mask),
     )

@@ -19,7 +19,7 @@ from omarl_jax.errors import UserError, check_seeds
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
 from omarl_jax.placement import Placement, schedule
-from omarl_jax.types import Stats
+from omarl_jax.types import Context, Stats
 
 _EVALUATION_EPISODES = 1_000
 _REPLAY_SNAPSHOTS = 8
@@ -64,11 +64,11 @@ def train(
     method = algorithms.find(algorithm)
     config = method.configure(spec, overrides)
     learner = method.make(config, spec)
-    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+    context = Context(Stats.unknown(spec))
 
     def init(key: Any, _: None) -> online.OnlineState:
         learner_key, env_key, _, _ = jax.random.split(key, 4)
-        return online.init(learner, learner.init(learner_key, stats), env, settings, env_key)
+        return online.init(learner, learner.init(learner_key, context), env, settings, env_key)
 
     def chunk(lane: tuple[online.OnlineState, Any], start: Any) -> tuple[online.OnlineState, Any]:
         state, key = lane
@@ -192,16 +192,16 @@ def save_prey(path: pathlib.Path, env: MultiAgentEnv, policies: Any) -> None:
         policies: of deterministic-policy methods with batch normalisation and two hidden layers of one width.
     """
     prey = jax.tree.map(lambda x: np.asarray(x[-1]), policies)
-    norm, layers = prey.params["_Normalise_0"], [prey.params[f"_Dense_{i}"] for i in range(3)]
+    norm, layers = prey.params["norm"], [prey.params[f"layer_{i}"] for i in range(3)]
     size = env.scenario.prey_obs_dim  # type: ignore[attr-defined]
     # A learner's observation is padded with zeros; what they contribute after normalisation is constant.
-    padding = norm["bias"] - prey.norm.mean * norm["scale"] / np.sqrt(prey.norm.var + 1e-5)
+    padding = norm["bias"] - prey.stats.mean * norm["scale"] / np.sqrt(prey.stats.var + 1e-5)
     first = layers[0]["bias"] + padding[size:] @ layers[0]["kernel"][size:]
     arrays = {
         "bn_scale": norm["scale"][:size],
         "bn_bias": norm["bias"][:size],
-        "bn_mean": prey.norm.mean[:size],
-        "bn_var": prey.norm.var[:size],
+        "bn_mean": prey.stats.mean[:size],
+        "bn_var": prey.stats.var[:size],
         "w1": layers[0]["kernel"][:size],
         "b1": first,
         "w2": layers[1]["kernel"],

@@ -101,7 +101,7 @@ def load_datasets(
     made = []
     for seed, (rows, totals, behaviour) in zip(seeds, played, strict=True):
         metrics = {name: float(values.mean()) for name, values in totals.items()}
-        metrics["length"] = float((~rows.is_final).sum() / rows.is_final.sum())
+        metrics["length"] = float((~rows.closing).sum() / rows.closing.sum())
         metadata: dict[str, Any] = {
             "recipe": quality,
             "seed": seed,

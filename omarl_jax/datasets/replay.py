@@ -26,7 +26,7 @@ from omarl_jax.data.dataset import EpisodeStore
 from omarl_jax.data.validation import from_episodes
 from omarl_jax.errors import UserError
 from omarl_jax.placement import Placement
-from omarl_jax.types import Stats, Transition
+from omarl_jax.types import Context, Stats, Transition
 
 STEPS = 30_000
 SLICES = ("early", "middle", "late", "mixed")
@@ -75,11 +75,11 @@ def train_online(env: MultiAgentEnv, seeds: Sequence[int]) -> list[Log]:
     method = algorithms.find(_METHOD)
     learner = method.make(method.configure(spec, _OVERRIDES), spec)
     learner = learner._replace(needs=learner.needs._replace(state=True))  # for the log
-    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+    context = Context(Stats.unknown(spec))
 
     def run(key: Any, _: None) -> tuple[Transition, dict[str, Any], Any]:
         learner_key, env_key, train_key = jax.random.split(key, 3)
-        state = online.init(learner, learner.init(learner_key, stats), env, _SETTINGS, env_key)
+        state = online.init(learner, learner.init(learner_key, context), env, _SETTINGS, env_key)
 
         def step(state: online.OnlineState, number: Any) -> tuple[online.OnlineState, Any]:
             state, metrics = online.step(learner, env, _SETTINGS, state, number, train_key)

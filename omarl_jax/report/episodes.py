@@ -20,7 +20,7 @@ from omarl_jax.report.load import FinishedRun
 from omarl_jax.report.summarise import summarise
 from omarl_jax.rollout import Trajectory, rollout
 from omarl_jax.tasks import make_env
-from omarl_jax.types import ReturnQuantiles
+from omarl_jax.types import ReturnQuantiles, View
 
 
 def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pathlib.Path]:
@@ -115,7 +115,9 @@ def write_quantiles(
     if not all(0 <= step < length for step in at):
         raise UserError(f"The episode has the steps 0 to {length - 1}, not {', '.join(map(str, at))}.")
     times = np.array(at) if len(at) else np.unique(np.linspace(0, length - 1, 4).round().astype(int))
-    fractions, values = jax.vmap(return_quantiles, (None, 0))(policy.params, trajectory.obs[times])  # (times, G, Q)
+    masks = None if trajectory.action_mask is None else trajectory.action_mask[times]
+    views = View(trajectory.obs[times], masks)
+    fractions, values = jax.vmap(return_quantiles, (None, 0))(policy.params, views)  # (times, G, Q)
     titles = [f"agent {n}" for n in range(values.shape[1])] if values.shape[1] == env.num_agents else ["team"]
     figure = plots.quantiles(np.asarray(values), np.asarray(fractions[0]), [f"step {t}" for t in times], titles)
     with replacing(path) as file:

@@ -19,15 +19,15 @@ def continuous() -> Dataset:
     obs[..., 0] = row[:, None]
     obs[..., 1] = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])[:, None]
     obs[:, 1, 2] = 10
-    is_final = np.isin(row, [3, 6, 8])
+    closing = np.isin(row, [3, 6, 8])
     actions = np.zeros((9, 2, 2), np.float32)
     actions[:, 0] = (row / 10)[:, None]
     actions[:, 1, 1] = -1
     rewards = np.stack([row, 3.0 * row], axis=1).astype(np.float32)  # 2 m on average
-    actions[is_final] = rewards[is_final] = 0
+    actions[closing] = rewards[closing] = 0
     terminal = np.repeat(np.isin(row, [5, 7])[:, None], 2, axis=1)
     metadata = {"recipe": "toy", "behaviour": "by hand", "seed": 3, "random": 0.0, "expert": 20.0}
-    return Dataset(spec, EpisodeStore(obs, actions, rewards, terminal, row == 2, is_final), metadata)
+    return Dataset(spec, EpisodeStore(obs, actions, rewards, terminal, row == 2, closing), metadata)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def discrete() -> Dataset:
         rewards=np.array([[1], [2], [0]], np.float32),
         terminal=np.array([[False], [True], [False]]),
         truncated=np.zeros(3, np.bool_),
-        is_final=np.array([False, False, True]),
+        closing=np.array([False, False, True]),
         state=np.array([[7], [8], [9]], np.float32),
         action_mask=np.array([[[1, 1, 0]], [[1, 1, 0]], [[0, 0, 1]]], np.bool_),
     )

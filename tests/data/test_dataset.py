@@ -122,7 +122,7 @@ def test_masks_are_those_of_both_observations(discrete: Dataset):
 
 def test_statistics_leave_final_observations_out(continuous: Dataset):
     obs = continuous.rows.obs.copy()
-    obs[continuous.rows.is_final] = 1e6
+    obs[continuous.rows.closing] = 1e6
     stats = dataclasses.replace(continuous, rows=continuous.rows._replace(obs=obs)).stats()
     rows = np.array(list(NEXT))
     np.testing.assert_allclose(stats.obs_mean[:, 0], [rows.mean()] * 2, rtol=1e-6)

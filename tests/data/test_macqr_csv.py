@@ -40,7 +40,7 @@ def test_a_log_is_read_as_it_says(log):
     rows = data.rows
     assert data.size == 3
     assert data.metadata["options"] == {"devices": DEVICES}
-    np.testing.assert_array_equal(rows.is_final, [False, False, True, False, True])
+    np.testing.assert_array_equal(rows.closing, [False, False, True, False, True])
     np.testing.assert_array_equal(rows.state, [A, B, C, A, D])
     np.testing.assert_array_equal(rows.obs, np.stack([rows.state, rows.state], axis=1))
     np.testing.assert_array_equal(rows.actions, [(1, 14), (0, 2), (0, 0), (4, 4), (0, 0)])

@@ -42,7 +42,7 @@ def test_what_was_saved_is_loaded(continuous: Dataset, discrete: Dataset, folder
     _assert_same(load(tmp_path / "discrete", check=False), discrete)
     verify(tmp_path / "discrete")
     assert sorted(path.name for path in folder.parent.iterdir()) == ["toy"]
-    fields = ("actions", "is_final", "obs", "rewards", "terminal", "truncated")
+    fields = ("actions", "closing", "obs", "rewards", "terminal", "truncated")
     assert sorted(path.name for path in folder.iterdir()) == sorted([*(f"{f}.npy" for f in fields), "dataset.json"])
     np.testing.assert_array_equal(np.load(folder / "obs.npy", allow_pickle=False), continuous.rows.obs)
 
@@ -67,7 +67,7 @@ def test_numpy_values_in_the_metadata_become_json(continuous: Dataset, tmp_path:
 
 def test_the_content_hash_is_that_of_the_arrays_alone(continuous: Dataset, folder: Path):
     shapes = {"obs": "9x2x3", "actions": "9x2x2", "rewards": "9x2", "terminal": "9x2"}
-    shapes |= {"truncated": "9", "is_final": "9"}
+    shapes |= {"truncated": "9", "closing": "9"}
     text = ""
     for name, shape in shapes.items():
         array = getattr(continuous.rows, name)
@@ -138,7 +138,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "odd arrays": (_edit(lambda d: d.update(arrays=3)), "malformed"),
     "unknown array": (_edit(lambda d: d["arrays"].update(x=d["arrays"]["obs"])), "lacks or invents x"),
     "array too few": (_edit(lambda d: d["arrays"].pop("obs")), "lacks or invents obs"),
-    "optional array too few": (_edit(lambda d: d["arrays"].pop("is_final")), "lacks or invents is_final"),
+    "optional array too few": (_edit(lambda d: d["arrays"].pop("closing")), "lacks or invents closing"),
 }
 
 

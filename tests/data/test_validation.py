@@ -37,10 +37,10 @@ def test_sound_datasets_pass(continuous: Dataset, discrete: Dataset):
         ("truncated", 1, True, r"Row 1 of the dataset's truncated holds True: the next row must be a final"),
         ("terminal", 4, True, r"Row 4 of the dataset's terminal holds True at \[0\]: .*the next row must be a final"),
         ("truncated", 2, False, r"Row 2 of the dataset's truncated holds False: an episode ends here"),
-        ("is_final", 8, False, r"Row 8 of the dataset's is_final holds False: the last row must be a final"),
-        ("is_final", 7, True, r"Row 7 of the dataset's is_final holds True: .*no step"),
-        ("is_final", 0, True, r"Row 0 of the dataset's is_final holds True: .*no step"),
-        ("is_final", slice(None), True, "is empty"),
+        ("closing", 8, False, r"Row 8 of the dataset's closing holds False: the last row must be a final"),
+        ("closing", 7, True, r"Row 7 of the dataset's closing holds True: .*no step"),
+        ("closing", 0, True, r"Row 0 of the dataset's closing holds True: .*no step"),
+        ("closing", slice(None), True, "is empty"),
     ],
 )
 def test_continuous_mistakes_are_named(continuous: Dataset, field: str, at: Any, value: Any, message: str):
@@ -50,7 +50,7 @@ def test_continuous_mistakes_are_named(continuous: Dataset, field: str, at: Any,
 
 
 def test_an_episode_without_final_observation_is_named(continuous: Dataset):
-    joined = _changed(continuous, "is_final", 6, False)  # row 6 now looks like a step after the terminal row 5
+    joined = _changed(continuous, "closing", 6, False)  # row 6 now looks like a step after the terminal row 5
     with pytest.raises(UserError, match="Row 5 of the dataset's terminal holds True"):
         validate(joined)
 
@@ -98,7 +98,7 @@ def test_a_dataset_without_rows_is_empty(continuous: Dataset):
 
 def _steps(dataset: Dataset) -> dict[str, np.ndarray]:
     """The transitions of a dataset without final-observation rows, as an importer would find them."""
-    steps = ~dataset.rows.is_final
+    steps = ~dataset.rows.closing
     names = ("obs", "actions", "rewards", "terminal", "truncated")
     return {name: getattr(dataset.rows, name)[steps] for name in names}
 
@@ -139,7 +139,7 @@ def test_states_and_masks_are_laid_out_too(discrete: Dataset):
 def test_transitions_without_order_become_two_row_episodes(continuous: Dataset):
     steps = _steps(continuous)
     rows = from_episodes(continuous.spec, **steps, last_obs=continuous.rows.obs[[1, 2, 3, 5, 6, 8]])
-    assert rows.is_final.tolist() == [False, True] * 6
+    assert rows.closing.tolist() == [False, True] * 6
     assert rows.obs[:, 0, 0].tolist() == [0, 1, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8]
     assert rows.rewards[:, 0].tolist() == [0, 0, 1, 0, 2, 0, 4, 0, 5, 0, 7, 0]
     dataset = Dataset(continuous.spec, rows, {})

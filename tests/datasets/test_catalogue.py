@@ -138,7 +138,7 @@ def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
     learner, first, second = two_snapshots
     data = load_dataset(SPREAD, "medium-replay", size=1_000)
     assert data.metadata["behaviour"] == "matd3 after 500, 1500 updates, with exploration noise"
-    rows = jax.tree.map(lambda x: x[~data.rows.is_final], data.rows)
+    rows = jax.tree.map(lambda x: x[~data.rows.closing], data.rows)
     act = jax.jit(jax.vmap(lambda policy, obs: learner.act(policy, obs, None, (), jax.random.key(0))[0], (None, 0)))
     noise = np.array([rows.actions - act(policy, rows.obs) for policy in (first, second)])  # (2, 1000, N, A)
     spread = noise.reshape(2, 2, -1).std(axis=2)  # by policy, and by half of the data

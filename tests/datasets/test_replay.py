@@ -61,7 +61,7 @@ def test_episodes_of_any_length_are_enough(env, made):
     truncated = np.isin(np.arange(STEPS), ends - 1)
     log = made[0]._replace(begins=np.append(0, ends[:-1]), ends=ends, steps=made[0].steps._replace(truncated=truncated))
     for part, size, least in (("early", 11, 30), ("early", 30, 30), ("late", 41, 70), ("mixed", 100, 100)):
-        assert (~replay.cut(env, log, part, size)[0].is_final).sum() == least
+        assert (~replay.cut(env, log, part, size)[0].closing).sum() == least
 
 
 def test_exploration_falls_and_seeds_differ(made):
@@ -86,8 +86,8 @@ def test_parts_are_whole_episodes(env, made, part, size, episodes):
     rows, totals, told = replay.cut(env, log, part, size)
     validate(Dataset(env.task_spec, rows, {}))
     at = np.concatenate([np.arange(100 * i, 100 * i + 100) for i in episodes])
-    np.testing.assert_array_equal(rows.actions[~rows.is_final], log.steps.actions[at])
-    np.testing.assert_array_equal(rows.state[rows.is_final], log.steps.next_state[[100 * i + 99 for i in episodes]])
+    np.testing.assert_array_equal(rows.actions[~rows.closing], log.steps.actions[at])
+    np.testing.assert_array_equal(rows.state[rows.closing], log.steps.next_state[[100 * i + 99 for i in episodes]])
     np.testing.assert_allclose(totals["risk"], [log.metrics["risk"][100 * i : 100 * i + 100].sum() for i in episodes])
     assert f"steps {100 * episodes[0]:,} to {100 * episodes[-1] + 100:,}" in told
 
