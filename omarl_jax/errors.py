@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message is one clear sentence that says how."""
+    """A mistake that the user can fix; the message is one clear sentence that says how."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

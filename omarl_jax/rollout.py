@@ -105,6 +105,7 @@ def evaluate(
     key: chex.PRNGKey,
     episodes: int,
     explore: bool = False,
+    policies: int = 1,
 ) -> dict[str, chex.Array]:
     """Plays episodes with one policy, in groups that fit into `BYTES_AT_ONCE`; to be used under `jit` and `vmap`.
 
@@ -116,6 +117,7 @@ def evaluate(
         key: randomness; episode e is the same whatever the size of the groups.
         episodes: E.
         explore: whether the policy explores.
+        policies: how many policies a `vmap` evaluates together, and so share the memory.
 
     Returns:
         for each of the task's quantities its sum over each episode, (E,); `return` is always among them, in units of
@@ -128,7 +130,7 @@ def evaluate(
     # While an episode goes on there are its state, its observation and their successors.
     now = jax.eval_shape(env.reset, key)
     keys = jax.random.split(key, episodes)
-    size = _group_size(episodes, 2 * _bytes((now, carry)))
+    size = _group_size(episodes, policies * 2 * _bytes((now, carry)))
     starts = jnp.arange(0, episodes, size)
 
     def group(start: chex.Array) -> dict[str, chex.Array]:

@@ -223,7 +223,8 @@ class Trainer:
             policy, config, key = run
             algorithm = self.method.make(config, self.spec)
             key = jax.random.fold_in(key, updates)
-            return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes)
+            side_by_side = self.placement.slots // self.placement.devices
+            return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes, policies=side_by_side)
 
         return evaluate
 

@@ -183,19 +183,19 @@ def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("preset", [True, False])
 def test_train_and_the_command_line_give_the_same_numbers(monkeypatch, capsys, tmp_path, preset):
-    """Of a method and a dataset whose presets are not the defaults, of two run groups, with all else as it comes."""
+    """Of a method and a dataset whose presets are not the defaults, in two run groups, with all else as it comes."""
     words = {"size": 500, "evaluations": 2, "episodes": 3, "updates": 4, "cql_samples": 2}
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
     arguments = f"train cql particle/spread expert {options} --lr 0.01 0.002 --hidden 8 --final-episodes 2"
-    arguments += f" --batch-size 16 {'' if preset else '--no-preset'} --out {tmp_path}"
+    arguments += f" --batch-size 16 8 {'' if preset else '--no-preset'} --out {tmp_path}"
     code, _, err = run(monkeypatch, capsys, *arguments.split())
     assert code == 0, err
     data = load_dataset("particle/spread", "expert", size=words.pop("size"))
-    ours = train("cql", data, preset=preset, lr=[0.01, 0.002], hidden=(8,), batch_size=16, **words)
-    assert [config.cql_alpha for config in ours.configs] == [5.0 if preset else 1.0] * 2
+    ours = train("cql", data, preset=preset, lr=[0.01, 0.002], hidden=(8,), batch_size=[16, 8], **words)
+    assert [config.cql_alpha for config in ours.configs] == [5.0 if preset else 1.0] * 4
     by_config = {json.dumps(dataclasses.asdict(config)): i for i, config in enumerate(ours.configs)}
     folders = sorted((tmp_path / "runs").iterdir())
-    assert len(folders) == 2
+    assert len(folders) == 4
     for folder in folders:
         written = json.loads((folder / "config.json").read_text())
         i = by_config.pop(json.dumps(written["config"]))

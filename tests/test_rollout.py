@@ -209,7 +209,7 @@ def evaluation_memory(steps: int, runs: int, episodes: int) -> int:
     stats = Stats(jnp.zeros((3, 18)), jnp.ones((3, 18)))
     keys = jax.random.split(jax.random.key(0), runs)
     policies = jax.eval_shape(jax.vmap(lambda key: learner.init(key, stats).policy), keys)
-    one = functools.partial(evaluate, env, learner.act, learner.carry, episodes=episodes)
+    one = functools.partial(evaluate, env, learner.act, learner.carry, episodes=episodes, policies=runs)
     compiled = jax.jit(jax.vmap(lambda policy, key: one(policy, key))).lower(policies, keys).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -221,11 +221,11 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_episodes_length():
     assert long < 4e6
 
 
-def test_an_evaluation_of_many_episodes_takes_the_memory_of_a_group(monkeypatch):
-    monkeypatch.setattr(rollout, "BYTES_AT_ONCE", 100_000)  # about 100 episodes
-    few, many = evaluation_memory(10, runs=1, episodes=100), evaluation_memory(10, runs=1, episodes=10_000)
-    # What grows are the keys, two numbers an episode, and its two totals.
-    assert many - few < 10_000 * 40
+@pytest.mark.parametrize("runs", [1, 4])
+def test_an_evaluation_of_many_episodes_takes_the_memory_of_a_group(monkeypatch, runs):
+    monkeypatch.setattr(rollout, "BYTES_AT_ONCE", 100_000)  # about 100 episodes, of all runs together
+    # Beside the group there are keys, two numbers an episode, and two totals, each more than once.
+    assert evaluation_memory(10, runs, episodes=2500) < 1.5 * 100_000 + runs * 2500 * 40
 
 
 def test_memory_is_carried_and_begins_anew_with_each_episode():

@@ -6,8 +6,9 @@ import inspect
 import itertools
 import pathlib
 import sys
+import types
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import tyro
 
@@ -18,7 +19,8 @@ from omarl_jax.cli.terminal import DatasetName, TaskName, console, pairs
 def train() -> int:
     """Trains one algorithm; omarl train ALGORITHM --help shows its arguments.
 
-    Several seeds, and several values of float hyperparameters, are trained in one program.
+    Several seeds, and several values of hyperparameters, span a grid; all seeds, and all values of float
+    hyperparameters, are trained in one program.
     """
     from omarl_jax import algorithms
 
@@ -28,7 +30,7 @@ def train() -> int:
 
 
 def train_with(algorithm: str, arguments: Sequence[str]) -> int:
-    """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, lists of floats span a grid."""
+    """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, several values span a grid."""
     from omarl_jax import algorithms
     from omarl_jax.grid import make_grid
 
@@ -57,8 +59,13 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
         ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key.", "none"),
     ]
     kinds = method.kinds
+    single = {
+        name for name, kind in kinds.items() if get_origin(kind) is tuple
+    }  # a list of values is one of its values
     for field in dataclasses.fields(method.config):
-        kind: Any = tuple[float, ...] if kinds[field.name] is float else kinds[field.name]
+        kind: Any = kinds[field.name]
+        if field.name not in single:
+            kind = types.GenericAlias(tuple, (kind, ...))
         default = getattr(method.defaults, field.name)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         fixed = field.name in method.fixed
@@ -79,10 +86,7 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
         "datasets": [given.dataset],
         "algorithms": [algorithm],
         "hyperparameters": {
-            # A tuple of floats spans a grid; any other tuple is one value.
-            name: list(value) if kinds[name] is float else [value]
-            for name, value in chosen.items()
-            if value is not None
+            name: [value] if name in single else list(value) for name, value in chosen.items() if value is not None
         },
         "options": pairs(given.option),
         "preset": given.preset,

@@ -70,8 +70,8 @@ def train(
         learner_key, env_key, _, _ = jax.random.split(key, 4)
         return online.init(learner, learner.init(learner_key, context), env, settings, env_key)
 
-    def chunk(lane: tuple[online.OnlineState, Any], start: Any) -> tuple[online.OnlineState, Any]:
-        state, key = lane
+    def chunk(run: tuple[online.OnlineState, Any], start: Any) -> tuple[online.OnlineState, Any]:
+        state, key = run
         _, _, train_key, _ = jax.random.split(key, 4)
 
         def step(state: online.OnlineState, number: Any) -> tuple[online.OnlineState, Any]:
@@ -81,13 +81,14 @@ def train(
 
         return jax.lax.scan(step, state, start + jnp.arange(every))[0], key
 
-    def returns(lane: tuple[Any, Any], _: None) -> tuple[Any, Any]:
-        policy, key = lane
+    def returns(run: tuple[Any, Any], _: None) -> tuple[Any, Any]:
+        policy, key = run
         _, _, _, key = jax.random.split(key, 4)
 
         def mean(explore: bool) -> Any:
-            played = rollout.evaluate(env, learner.act, learner.carry, policy, key, _EVALUATION_EPISODES, explore)
-            return played["return"].mean()
+            side_by_side, episodes = placement.slots // placement.devices, _EVALUATION_EPISODES
+            act, carry = learner.act, learner.carry
+            return rollout.evaluate(env, act, carry, policy, key, episodes, explore, side_by_side)["return"].mean()
 
         return mean(False), mean(True)
 

@@ -261,10 +261,10 @@ def _label_points(axes: Axes, labels: Sequence[Sequence[str]]) -> None:
     """Writes labels beside the points of all curves: at their ends first, and wherever there is room."""
     point = axes.figure.dpi / 72
     curves = list(zip(axes.lines[:], labels, strict=True))
-    wanted = [(curve, texts, i) for curve, texts in curves for i in dict.fromkeys((0, len(texts) - 1))]
-    wanted += [(curve, texts, i) for curve, texts in curves for i in range(1, len(texts) - 1)]
+    candidates = [(curve, texts, i) for curve, texts in curves for i in dict.fromkeys((0, len(texts) - 1))]
+    candidates += [(curve, texts, i) for curve, texts in curves for i in range(1, len(texts) - 1)]
     taken: list[tuple[np.ndarray, float]] = []  # where labels begin, and how long they are
-    for curve, texts, i in wanted:
+    for curve, texts, i in candidates:
         at = tuple(np.asarray(curve.get_xydata())[i])
         place, length = axes.transData.transform(at), 0.7 * _SMALL * point * len(texts[i])
         beside = [

@@ -1,0 +1,58 @@
+"""Pictures of episodes know methods by their hooks only."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from omarl_envs import make
+
+from omarl_jax import UserError, algorithms, make_algorithm
+from omarl_jax.report import episodes
+from omarl_jax.types import Stats
+
+
+def trained(name: str, task: str = "uav/iot", **changed: Any) -> tuple[Any, Any]:
+    env = make(task)
+    spec, method = env.task_spec, algorithms.find(name)
+    config = method.configure(spec, {"hidden": (8,), **changed})
+    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+    learner = method.make(config, spec)
+    params = learner.init(jax.random.key(0), stats).policy
+    return env, SimpleNamespace(
+        algorithm=name, config=config, spec=spec, params=params, functions=(learner.act, learner.carry)
+    )
+
+
+@pytest.mark.parametrize(("name", "panels"), [("ciqr", ["agent 0", "agent 1"]), ("ccqr", ["team"])])
+def test_the_quantiles_of_greedy_actions_are_drawn(monkeypatch, tmp_path: Path, name: str, panels: list[str]) -> None:
+    env, policy = trained(name, quantiles=4, reward_scale=0.5)
+    drawn: dict[str, Any] = {}
+    draw = episodes.plots.quantiles
+
+    def spy(values: Any, fractions: Any, times: Any, titles: Any) -> Any:
+        drawn.update(values=values, fractions=fractions, times=times, titles=titles)
+        return draw(values, fractions, times, titles)
+
+    monkeypatch.setattr(episodes.plots, "quantiles", spy)
+    episodes.write_quantiles(env, policy, tmp_path / "q.png", seed=0, at=(0, 5))
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+    assert (drawn["titles"], drawn["times"]) == (panels, ["step 0", "step 5"])
+    np.testing.assert_allclose(drawn["fractions"], [0.125, 0.375, 0.625, 0.875])
+    assert drawn["values"].shape == (2, len(panels), 4)
+
+    # In units of returns; a team's are the sums of its agents'.
+    alone = make_algorithm("ciqr", policy.spec, hidden=(8,), quantiles=4, reward_scale=1.0)
+    _, unscaled = alone.return_quantiles(policy.params, episodes._episode(env, policy, seed=0).obs[0])
+    expected = unscaled if name == "ciqr" else unscaled.sum(axis=0, keepdims=True)
+    np.testing.assert_allclose(drawn["values"][0], expected / 0.5, rtol=1e-5)
+
+
+def test_methods_without_quantiles_say_so(tmp_path: Path) -> None:
+    for name, changed in (("ciql", {}), ("ciqr", {"quantiles": 0})):
+        env, policy = trained(name, **changed)
+        with pytest.raises(UserError, match=f"'{name}' learns no quantiles"):
+            episodes.write_quantiles(env, policy, tmp_path / "q.png", seed=0)
