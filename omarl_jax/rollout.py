@@ -178,9 +178,7 @@ def collect(
     """
     spec = env.task_spec
     n_policies = 0 if policies is None else jax.tree.leaves(policies)[0].shape[0]
-    mapped = 0 if n_policies > 1 else None  # a single policy is not copied for each episode
-    if n_policies == 1:
-        policies = jax.tree.map(lambda x: x[0], policies)
+    mapped = 0 if n_policies else None  # a single policy is mapped too: other products round otherwise
 
     def one(policy: Any, key: chex.PRNGKey) -> Trajectory:
         trajectory = rollout(env, act, carry, policy, key, explore)
