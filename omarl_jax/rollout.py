@@ -145,7 +145,8 @@ def uniform_act(spec: TaskSpec) -> Act:
 
     def act(policy: Any, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[Any, Any]:
         if spec.kind == "discrete":
-            return jax.random.categorical(key, jnp.where(view.action_mask, 0.0, -jnp.inf)), carry
+            legal = jnp.asarray(view.action_mask)
+            return jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf)), carry
         actions = jax.random.uniform(key, (spec.n_agents, spec.action_dim), minval=-1.0, maxval=1.0)
         return without_padding(actions, spec), carry
 

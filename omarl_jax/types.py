@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from omarl_envs.spec import ScoreReference, TaskSpec
 
 __all__ = [
+    "SATURATED",
     "Algorithm",
     "Context",
     "Metrics",
@@ -30,6 +31,7 @@ __all__ = [
     "config",
 ]
 
+SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 Metrics = dict[str, chex.Array]
 _C = TypeVar("_C")
 

@@ -10,14 +10,10 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import networks
 from omarl_jax.networks import Critic, CriticInputs
-from omarl_jax.types import Metrics, Transition
-
-SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
+from omarl_jax.types import SATURATED, Metrics, Transition
 
 
-def td_target(
-    rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array
-) -> chex.Array:
+def td_target(rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array) -> chex.Array:
     """y = r + γ (1 - d) V(s'), all of one shape; d is termination, not truncation."""
     return rewards + gamma * (1.0 - terminal) * next_value
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 
 InputNorm = Literal["batch", "dataset", "none"]
 

@@ -182,7 +182,10 @@ def _search(config: Any, key: jax.Array, n: int, batch: Transition) -> list[list
     if config.search == "random_shooting":
         drawn = [np.asarray(jax.random.uniform(key, (steps * k, b, n, a), minval=-1.0))]
     else:
-        drawn = [np.asarray(jax.random.normal(one, (k, a, n, b))).transpose(0, 3, 2, 1) for one in jax.random.split(key, steps)]
+        drawn = [
+            np.asarray(jax.random.normal(one, (k, a, n, b))).transpose(0, 3, 2, 1)
+            for one in jax.random.split(key, steps)
+        ]
     return [[x[:, :, i] for x in drawn] for i in range(n)]
 
 
