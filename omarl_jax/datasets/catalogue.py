@@ -32,6 +32,7 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.datasets import replay
 from omarl_jax.errors import UserError, check_seeds, unknown
 from omarl_jax.export import SavedPolicy, load_policy
+from omarl_jax.files import read_arrays
 from omarl_jax.rollout import collect, uniform_act
 from omarl_jax.tasks import make_env, reference_metadata
 from omarl_jax.types import TaskSpec
@@ -118,14 +119,17 @@ def load_datasets(
 def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
     """A hash of everything that data are made from beside their recipe, so that runs on other data get another name.
 
-    It covers the content of a dataset's folder, the snapshots that ship, the reference returns (on tag and world they
-    depend on the prey), and files among the options, which are known by their suffix.
+    It covers the content of a dataset's folder, the snapshots that ship, the version of replay data, the reference
+    returns (on tag and world they depend on the prey), and files among the options, which are known by their suffix.
     """
     parts = [] if env.reference is None else [repr((env.reference.random, env.reference.expert)).encode()]
     if dataset not in QUALITIES:
         parts.append(storage.described_hash(dataset).encode())
     elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
-        parts.append(file.read_bytes())
+        arrays = read_arrays(file)  # not the file's bytes: the same policies may be packed in another way
+        parts += [name.encode() + np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)]
+    elif dataset in replay.SLICES:
+        parts.append(f"replay {replay.VERSION}".encode())
     paths = [pathlib.Path(value) for value in options.values() if isinstance(value, str | pathlib.Path)]
     parts += [path.read_bytes() for path in paths if path.suffix and path.is_file()]  # "unit" is no file, but a name
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()

@@ -29,6 +29,8 @@ from omarl_jax.placement import Placement
 from omarl_jax.types import Context, Stats, Transition
 
 STEPS = 30_000
+VERSION = 2
+"""Raised when the same seeds give other logs: 2, since networks no longer scale inputs that are not normalised."""
 SLICES = ("early", "middle", "late", "mixed")
 DEFAULT_SIZE = 4_800  # 16 % of the steps, the published default
 
