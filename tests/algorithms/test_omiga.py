@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from omarl_envs import make
 from omarl_envs.spec import TaskSpec
 from problems import float64, jit
 from reference import Adam, tanh_gaussian_log_prob
 
 from omarl_jax.algorithms import find
-from omarl_jax.types import Context, Stats, Transition
+from omarl_jax.types import Context, Stats, Transition, View
 
 N, O, A, ROWS = 2, 3, 2, 12  # noqa: E741  # the letters of the shapes
 METHOD = find("omiga")
@@ -201,3 +202,36 @@ def test_values_are_the_soft_maximum_over_the_behaviour(global_weights: bool) ->
         logits = of_agents(float64(state.policy.params), np.ones((1, N, 1)))[0, i]
         pi = np.exp(logits) / np.exp(logits).sum()
         np.testing.assert_allclose(pi, mu * np.exp(w[i] * (q[i] - v[i]) / config.alpha), atol=0.02)
+
+
+def test_uniform_play_of_the_climbing_game_ends_at_the_best_sum() -> None:
+    """A linear mixer fits the payoffs by a sum of the players' own values, which the third actions maximise.
+
+    That is 5 of 11: the known limit of value decomposition on this game, and no fault of learning.
+    """
+    payoff = np.asarray(make("matrix/climbing").payoff)
+    assert payoff.mean(axis=1).argmax() == payoff.mean(axis=0).argmax() == 2 != payoff.argmax()
+    spec = TaskSpec("toy/climbing", "discrete", n_agents=2, obs_dim=1, action_dim=3, state_dim=2, episode_length=1)
+    config = METHOD.configure(spec, {"hidden": (16,), "alpha": 1.0, "lr": 0.01, "batch_size": 9, "tau": 0.05})
+    actions = np.stack(np.meshgrid(np.arange(3), np.arange(3), indexing="ij"), axis=-1).reshape(9, 2)
+    ones = np.ones((9, 2, 1), np.float32)
+    batch = Transition(
+        obs=ones,
+        actions=actions.astype(np.int32),
+        rewards=np.repeat(payoff.reshape(9, 1), 2, axis=1).astype(np.float32),
+        next_obs=ones,
+        terminal=np.ones((9, 2), bool),
+        truncated=np.zeros(9, bool),
+        state=ones[..., 0],
+        next_state=ones[..., 0],
+    )
+    method = METHOD.make(config, spec)
+    state = method.init(jax.random.key(0), Context(Stats.unknown(spec)))
+    batch = jax.tree.map(jnp.asarray, batch)
+    step = lambda i, state: method.update(state, batch, jax.random.key(0))[0]  # noqa: E731
+    state = jit(lambda state: jax.lax.fori_loop(0, 1000, step, state))(state)
+    view = View(jnp.ones((2, 1)), jnp.ones((2, 3), bool))
+    np.testing.assert_array_equal(method.act(state.policy, view, (), jax.random.key(0))[0], [2, 2])
+    fit = payoff.mean(axis=1)[:, None] + payoff.mean(axis=0) - payoff.mean()
+    values = method.values(state, batch)  # (1, 9, 1)
+    np.testing.assert_allclose(np.asarray(values).reshape(3, 3), fit, atol=0.5)
