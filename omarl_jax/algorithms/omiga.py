@@ -9,16 +9,15 @@ weights w_i(s) makes that problem fall apart into local ones, which are solved o
     L_V = mean exp(z_i - m) + exp(-m) w̄_i(s) V_i(o_i) / α,   m = max(max z, -1)
     L_π = -mean exp(z_i) log π_i(a_i | o_i)
 
-Bars are target networks; w̄, Q̄, m and the weights of L_π carry no gradient. At its minimum V_i is the soft maximum
-(α / w_i) log E_μ exp(w_i Q_i / α). The factor exp(-m) only keeps the loss in range. All losses are taken at the old
-parameters; the policies, Q with its mixer, and V are each clipped and stepped as one.
+Bars are targets; w̄, Q̄, m and exp(z_i) in L_π carry no gradient. The best V_i is (α / w_i) log E_μ exp(w_i Q_i / α);
+exp(-m) only keeps L_V in range. All losses are taken at the old parameters. Policies, Q with its mixer, and V are each
+clipped and stepped as one.
 
 As published, agents share their networks and see their number, α is 10 everywhere, and the clip of z is in L_V too:
 beyond 10 only the linear term is left, which pushes V further down, so scale rewards such that w (Q - V) < 10 α.
 Policies of discrete tasks are normalised over all actions in training, and over the legal ones when they act.
-`global_weights` false is the ablation without global information: w̄ = 1 in z and L_V. `published_rewards` learns, as
-the published code does on SMAC, from returns to go in place of rewards, and still bootstraps. That code also ends
-episodes one step early; ours does not.
+`global_weights` false is the ablation without global information: w̄ = 1 in z and L_V. `published_rewards` bootstraps
+with returns to go as rewards, as published for SMAC. Episodes do not end one step early, as they do in that code.
 """
 
 from typing import Any, NamedTuple
@@ -92,8 +91,7 @@ def omiga(config: Config, spec: TaskSpec) -> Algorithm:
 
     def init(key: chex.PRNGKey, context: Context) -> State:
         policy_key, q_key, v_key, mixer_key = jax.random.split(key, 4)
-        net, v_params = policy.init(policy_key), v.init(v_key)
-        q_params = q.init(q_key), mixer.init(mixer_key)
+        net, q_params, v_params = policy.init(policy_key), (q.init(q_key), mixer.init(mixer_key)), v.init(v_key)
         optimisers = policy_step.init(net.params), q_step.init(q_params), v_step.init(v_params)
         return State(net, q_params, v_params, q_params, v_params, optimisers)
 
