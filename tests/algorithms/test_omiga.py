@@ -112,15 +112,19 @@ def losses(config: Any, nets: dict[str, Any], batch: Transition) -> dict[str, Ca
 
 
 @pytest.mark.parametrize(
-    ("kind", "overrides"),
+    ("kind", "overrides", "above"),
     [
-        ("continuous", {"alpha": 0.3}),
-        ("discrete", {"alpha": 2.0, "published_rewards": True}),
-        ("discrete", {"alpha": 5.0, "global_weights": False}),
+        ("continuous", {"alpha": 0.3}, 0.0),
+        ("discrete", {"alpha": 2.0, "published_rewards": True}, 0.0),
+        ("discrete", {"alpha": 5.0, "global_weights": False}, 0.0),
+        ("discrete", {"alpha": 5.0, "global_weights": False}, 40.0),  # no z is above -1
     ],
 )
-def test_five_updates_in_numpy(kind: str, overrides: dict[str, Any]) -> None:
-    """In float64. The first gradients are clipped; with the small α, some exponents are, too."""
+def test_five_updates_in_numpy(kind: str, overrides: dict[str, Any], above: float) -> None:
+    """In float64. The first gradients are clipped; with the small α, some exponents are, too.
+
+    `above` is added to V.
+    """
     spec = task(kind)
     settings = {"hidden": (5,), "mixer_hidden": 4, "lr": 0.02, "tau": 0.1, "gamma": 0.9, "batch_size": ROWS}
     config = METHOD.configure(spec, settings | overrides)
@@ -133,6 +137,7 @@ def test_five_updates_in_numpy(kind: str, overrides: dict[str, Any]) -> None:
             policy=state.policy._replace(params=noisy(state.policy.params)),
             **{field: noisy(getattr(state, field)) for field in fields},
         )
+        state.v["layer_1"]["bias"] += above
         state = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
         trees = {field: getattr(state, field) for field in fields} | {"policy": state.policy.params}
         nets = {name: jax.tree.map(lambda x: np.array(x, complex), tree) for name, tree in trees.items()}
