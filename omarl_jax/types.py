@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from omarl_envs.spec import ScoreReference, TaskSpec
 
 __all__ = [
+    "SATURATED",
     "Algorithm",
     "Context",
     "Metrics",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Metrics = dict[str, chex.Array]
+SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 _C = TypeVar("_C")
 
 

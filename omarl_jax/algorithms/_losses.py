@@ -10,9 +10,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import networks
 from omarl_jax.networks import Critic, CriticInputs
-from omarl_jax.types import Metrics, Transition
-
-SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
+from omarl_jax.types import SATURATED, Metrics, Transition
 
 
 def td_target(
