@@ -37,7 +37,7 @@ def test_likelihood_finds_mean_and_deviation() -> None:
 
 def test_likelihood_finds_the_shares_of_discrete_actions() -> None:
     """Of the legal ones; it acts by the most likely of them."""
-    config, algorithm = make("bc", DISCRETE_SPEC, lr=0.02, batch_size=100, input_norm="none")
+    _, algorithm = make("bc", DISCRETE_SPEC, lr=0.02, batch_size=100, input_norm="none")
     shares = np.array([[0.0, 0.3, 0.7], [0.5, 0.25, 0.25]])  # (N, A)
     actions = np.stack([np.repeat(np.arange(3), (100 * share).astype(int)) for share in shares], axis=1)
     one = batch(0, 100, DISCRETE_SPEC, obs=jnp.ones((100, N, O)), actions=jnp.asarray(actions, jnp.int32))
