@@ -272,8 +272,19 @@ def _train(
 def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache: pathlib.Path) -> list[Dataset]:
     """The data of runs that differ in their data's seed: made by their recipe, or read from disk.
 
-    Parts of logs are stored in the folder `cache`: to learn them takes minutes, and on other devices others would be
-    learned.
+    Replay data are stored in the folder `cache`: learning them takes minutes, and other devices would learn others.
+
+    Args:
+        env: the task.
+        run: one of the runs; its own data seed does not matter.
+        data_seeds: one for each dataset.
+        cache: the folder of replay data.
+
+    Returns:
+        the datasets, one for each seed.
+
+    Raises:
+        UserError: if a dataset cannot be made or read, or was made with other options of the task.
     """
     if run.dataset in replay.SLICES:
         return _cached(env, run, data_seeds, cache)

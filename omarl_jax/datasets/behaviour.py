@@ -48,9 +48,9 @@ def train(
         settings: how experience is gathered.
 
     Returns:
-        snapshots, those of one seed after those of another, the first of each before training: `seed`, `updates`,
-        `policy` (on the host), `returns` of greedy play, and `explored`, those with exploration noise; the latter two
-        are means over 1,000 episodes.
+        snapshots, seed after seed; the first of each seed was taken before training. Each has `seed`, `updates`,
+        `policy` (on the host), and two means over 1,000 episodes: `returns` of greedy play, and `explored`, the return
+        with exploration noise.
 
     Raises:
         UserError: for an unknown method, hyperparameters, seeds or updates that make no sense.
@@ -168,7 +168,19 @@ def save(
     snapshots: list[dict[str, Any]],
     chosen: dict[str, list[int]],
 ) -> None:
-    """Writes the snapshots that some quality uses, stacked into one file."""
+    """Writes the snapshots that some quality uses, stacked into one file.
+
+    Args:
+        path: an `.npz`.
+        env: the task.
+        algorithm: the method's name.
+        overrides: hyperparameters that differ from its defaults.
+        snapshots: of `train`.
+        chosen: the numbers of the snapshots of each quality, of `choose`.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     used = sorted({i for numbers in chosen.values() for i in numbers})
     config = algorithms.find(algorithm).configure(env.task_spec, overrides)
     metadata = {

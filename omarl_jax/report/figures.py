@@ -67,7 +67,14 @@ def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
 
 
 def picture(kind: str, task: str | None, title: str, *parts: str) -> Picture:
-    """A picture whose file is named after its kind, its task and further parts."""
+    """A picture whose file is named after its kind, its task and further parts.
+
+    Args:
+        kind: of plot, as `curves`.
+        task: the task, None for a picture of all tasks.
+        title: what the page shows above it.
+        *parts: what else distinguishes the file, as the dataset and the method.
+    """
     name = "-".join([kind, *([] if task is None else [task]), *parts])
     return Picture(kind, task, title, re.sub(r"[^\w.-]+", "-", name))
 
