@@ -1,7 +1,7 @@
 """Online training: an algorithm's update steps fed from a replay buffer that its own policy fills.
 
-It makes the behaviour policies of the offline datasets and fine-tunes policies that were trained offline. Many
-environments step in parallel; after every step of all of them the learner makes one update.
+It makes the behaviour policies of the offline datasets. Many environments step in parallel; after every step of all of
+them the learner makes one update.
 """
 
 import functools

@@ -72,7 +72,7 @@ class Placement:
         return Placement(-(-of_a_device // batches) * devices, devices)
 
     def map_runs(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Turns a function of one run, and of what all runs share, into that of all slots, every leaf (S, …)."""
+        """Maps a function of one run, and of arrays that all runs share, over all slots, every leaf (S, …)."""
 
         def of_a_device(runs: Any, shared: Any) -> Any:
             if self.slots > self.devices:
@@ -93,10 +93,10 @@ class Placement:
             program: compiled.
             n_runs: R, the number of runs.
             runs: every leaf (R, …), or (S, …) if there are slots enough.
-            shared: what all runs share.
+            shared: arrays that all runs share.
 
         Returns:
-            what the program returns for each run, every leaf (R, …), on the host.
+            the results of each run, every leaf (R, …), on the host.
         """
         done: Any = None
         for ids, _ in schedule(n_runs, self.slots, 1):

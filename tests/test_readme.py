@@ -130,7 +130,7 @@ def test_the_table_of_speeds_is_that_of_the_benchmarks() -> None:
     ]
 
 
-def mean_and_sd(row: dict[str, str]) -> str:
+def printed(row: dict[str, str]) -> str:
     return f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}"
 
 
@@ -141,13 +141,15 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     amounts = {(json.loads(row["hyperparameters"])["size"], row["algorithm"]): row for row in results("macqr_data")}
     for size in (1_200, 2_400, 4_800, 9_600, 15_000):
         rows = [amounts.get((size, name)) for name in ("ciqr", "ccqr", "ciqr-fast", "ciql", "ccql")]
-        assert f"| {size:,} | {' | '.join(mean_and_sd(row) if row else '' for row in rows)} |".replace("|  |", "| |") in lines
+        assert (
+            f"| {size:,} | {' | '.join(printed(row) if row else '' for row in rows)} |".replace("|  |", "| |") in lines
+        )
     assert len(amounts) == 23
 
     behaviours = {(row["dataset"], row["algorithm"]): row for row in results("macqr_behaviour")}
     for data in ("random", "early", "middle", "late", "mixed"):
         rows = [behaviours[data, name] for name in family]
-        assert f"| {data} | {float(rows[0]['data_mean']):.0f} | {' | '.join(map(mean_and_sd, rows))} |" in lines
+        assert f"| {data} | {float(rows[0]['data_mean']):.0f} | {' | '.join(map(printed, rows))} |" in lines
 
     weights = {
         (row["dataset"], json.loads(row["hyperparameters"])["cql_alpha"], row["algorithm"]): row
@@ -156,7 +158,7 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     for dataset in ("middle", "random"):
         for alpha in (0.0, 0.1, 1.0, 10.0):
             rows = [weights[dataset, alpha, name] for name in family]
-            assert f"| {dataset}, {alpha:g} | {' | '.join(map(mean_and_sd, rows))} |" in lines
+            assert f"| {dataset}, {alpha:g} | {' | '.join(map(printed, rows))} |" in lines
 
     penalties = {
         (row["algorithm"], json.loads(row["hyperparameters"])["risk_penalty"]): row for row in results("macqr_penalty")
@@ -165,14 +167,14 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     assert f"| mean of the data | {' | '.join(means)} |" in lines
     for name in ("ciqr", "ciqr-cvar", "ccqr", "ccqr-cvar"):
         rows = [penalties[name, penalty] for penalty in (100, 300, 500)]
-        cells = [f"{mean_and_sd(row)}, {50 * float(row['final_risk']) / float(row['final_length']):.1f} %" for row in rows]
+        cells = [f"{printed(row)}, {50 * float(row['final_risk']) / float(row['final_length']):.1f} %" for row in rows]
         head = f"`{name.removesuffix('-cvar')}`" + ", ξ = 0.15" * name.endswith("-cvar")
         assert f"| {head} | {' | '.join(cells)} |" in lines
 
     codes = {row["algorithm"]: row for row in results("macqr_published")}
     for name in (*family, "ciqr-cvar", "ccqr-cvar"):
         head = f"`{name.removesuffix('-cvar')}`" + ", ξ = 0.15" * name.endswith("-cvar")
-        assert f"| {head} | {mean_and_sd(codes[name])} | {mean_and_sd(codes[f'{name}-published'])} |" in lines
+        assert f"| {head} | {printed(codes[name])} | {printed(codes[f'{name}-published'])} |" in lines
     for mistake, name in (
         ("corrected", "ccql"),
         ("with Adam afresh", "ccql-adam"),
@@ -180,12 +182,12 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
         ("with targets from elsewhere", "ccql-targets"),
         ("all three", "ccql-published"),
     ):
-        assert f"| {mistake} | {mean_and_sd(codes[name])} |" in lines
+        assert f"| {mistake} | {printed(codes[name])} |" in lines
 
 
 def test_the_numbers_in_the_text_on_studies_are_those_of_their_results() -> None:
     found = results("macqr_alpha") + results("macqr_data") + results("macqr_published") + results("macqr_risk")
-    known = {mean_and_sd(row) for row in found + results("macqr_rates")}
+    known = {printed(row) for row in found + results("macqr_rates")}
     _, _, claims = RESULTS.read_text().partition("The paper's claims:")
     claims = claims.partition("## Speed")[0]
     quoted = re.findall(r"-\d+ ± \d+", claims)

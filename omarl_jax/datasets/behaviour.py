@@ -1,6 +1,6 @@
 """Behaviour policies: online training, with snapshots along the way.
 
-Training again gives policies of the same quality; the shipped files name their seeds, updates and returns.
+Training again gives policies of the same quality. The bundled files name their seeds, updates and returns.
 """
 
 import dataclasses
@@ -122,14 +122,14 @@ def choose(
         env: the task, for its reference returns.
         snapshots: of `train`, of one seed or of several in turn.
         medium: normalised score that the medium data should have, with exploration noise.
-        expert: the same for the expert data.
-        replay: mean score that the medium-replay data should have; by default what comes out.
+        expert: normalised score that the expert data should have.
+        replay: mean score that the medium-replay data should have; None for any.
 
     Returns:
-        `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: eight
-        (fewer where there are not so many), spread evenly from the untrained policy to that one, or to
-        an earlier one where that meets `replay` better (published replay buffers are short). Each is taken from the
-        seed that comes nearest. Seeds that have diverged are left out.
+        numbers of snapshots. `expert`: the nearest one. `medium`: the nearest one when training first reached the
+        score. `medium-replay`: at most eight, spread evenly from the untrained policy to the medium one, or to an
+        earlier one if that meets `replay` better (published replay buffers are short). Each is taken from the seed that
+        comes nearest. Seeds that have diverged are left out.
 
     Raises:
         UserError: if all have diverged.

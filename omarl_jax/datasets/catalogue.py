@@ -45,7 +45,7 @@ _SIZES = {
     ("particle/spread", "medium-replay"): 97_500,  # as published
     ("particle/tag", "medium-replay"): 62_500,
     ("particle/world", "medium-replay"): 80_000,
-    ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with parts of the log
+    ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with slices of the log
     ("uav/iot-random", "random"): replay.DEFAULT_SIZE,
 }
 
@@ -174,7 +174,7 @@ def _rollouts(
 
 
 class Entry(NamedTuple):
-    """A dataset of the catalogue; `score` is that of the behaviour, None where there is no reference."""
+    """A dataset of the catalogue; `score` is the behaviour's, None where there is no reference."""
 
     task: str
     quality: str
@@ -207,7 +207,7 @@ def default_size(task: str, quality: str) -> int:
 
 
 def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
-    """The shipped behaviour policies of a task and quality, stacked, with their `recipe` in the metadata."""
+    """The bundled behaviour policies of a task and quality, stacked, with their `recipe` in the metadata."""
     saved = _snapshots(env.task_spec.name, quality)
     if saved is None or saved.spec != env.task_spec:
         raise UserError(
@@ -218,7 +218,7 @@ def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
 
 
 def _at_home(env: MultiAgentEnv, quality: str) -> bool:
-    """Whether the shipped policies learned in this form of the task, with the prey that the references are of."""
+    """Whether the bundled policies learned on this configuration of the task, with the prey of its reference."""
     found = _snapshots(env.task_spec.name, quality)
     return found is not None and env.reference is not None and found.metadata["reference"] == env.reference.source
 

@@ -216,7 +216,7 @@ def returns_histogram(
 
 
 def quantiles(values: np.ndarray, fractions: np.ndarray, times: Sequence[str], whose: Sequence[str]) -> Figure:
-    """Quantile functions of the returns that are expected of actions, a panel for each agent or for the team.
+    """Quantile functions of the predicted returns of actions, a panel for each agent or for the team.
 
     Args:
         values: (times, panels, Q) in units of returns.
@@ -241,7 +241,7 @@ def _colour(methods: Sequence[str], method: str) -> str:
 
 
 def _style(methods: Sequence[str], method: str) -> dict[str, Any]:
-    """When the colours are used up they come again, dashed."""
+    """Colours repeat with dashed lines when there are more methods."""
     lap = methods.index(method) // len(_COLOURS)
     return {"color": _colour(methods, method), "linestyle": ["-", "--", "-.", ":"][lap % 4]}
 

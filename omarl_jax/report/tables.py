@@ -57,7 +57,7 @@ def _marks(row: Row) -> str:
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of `cells` has to know, with the marks that occur."""
+    """Explanations of the marks that occur in `cells`."""
     notes = [
         "Mean ± standard deviation over seeds; scores are 100 (return - random) / (expert - random). "
         "IQM: interquartile mean over seeds, with its bootstrap interval. "
