@@ -177,9 +177,9 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
         assert f"| {head} | {printed(codes[name])} | {printed(codes[f'{name}-published'])} |" in lines
     for mistake, name in (
         ("corrected", "ccql"),
-        ("with Adam afresh", "ccql-adam"),
-        ("with the actions' numbers in the penalty", "ccql-penalty"),
-        ("with targets from elsewhere", "ccql-targets"),
+        ("with Adam reset at every update", "ccql-adam"),
+        ("with action indices in the penalty", "ccql-penalty"),
+        ("with the published initial targets", "ccql-targets"),
         ("all three", "ccql-published"),
     ):
         assert f"| {mistake} | {printed(codes[name])} |" in lines
