@@ -7,7 +7,7 @@ BIN := .venv/bin
 # On a CPU each core trains runs of its own, which is faster than many cores on one run; accelerators ignore this.
 export JAX_NUM_CPU_DEVICES ?= $(shell getconf _NPROCESSORS_ONLN)
 
-# CUDA 13 needs a driver of version 580 or later, CUDA 12 one of 525; the numbers of the PCI devices are those of TPUs.
+# CUDA 13 needs a driver of version 580 or later, CUDA 12 one of 525; the PCI numbers are TPUs.
 define DETECT
 driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1); \
 if [ "$$driver" -ge 580 ] 2>/dev/null; then echo cuda13; \

@@ -141,7 +141,7 @@ def content_hash(dataset: Dataset) -> str:
 
 
 def described_hash(folder: str | Path) -> str:
-    """The content hash that a dataset on disk says it has.
+    """The content hash in the description of a dataset on disk.
 
     Raises:
         UserError: if there is no dataset, or its description is damaged.
