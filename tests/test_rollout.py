@@ -1,4 +1,4 @@
-"""Episodes as rows: what is stored is what happened, and nothing after the end of an episode is."""
+"""Episodes as rows: steps are stored as they happened, and none after the end of an episode."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ class Fuse(NamedTuple):
 
 
 class Fuses(MultiAgentEnv[Fuse]):
-    """Starts with 1 to 6 to go, shows and pays what is left, ends at 0 or is cut off after 4 steps.
+    """Starts with 1 to 6 to go, shows and pays the steps left, ends at 0 or is cut off after 4 steps.
 
     The first agent is done one step before the end. Whoever goes on after the end is paid a thousand.
     """
