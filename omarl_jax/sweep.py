@@ -356,7 +356,7 @@ def _start(
         )
     if old_data != data:
         raise UserError(
-            "These runs started on other data: another version or number of devices made the data again, and differently; "
+            "These runs started on other data: another version or number of devices made other data again; "
             f"delete '{path.parent}' to start these runs again."
         )
     return placement, origin
