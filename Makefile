@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 GRID ?=
+SHORT ?=
 BIN := .venv/bin
 
 # On a CPU each core trains runs of its own, which is faster than many cores on one run; accelerators ignore this.
@@ -49,8 +50,8 @@ lint: $(READY) ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/.bench ## measure speed against NumPy and PyTorch
-	$(BIN)/python experiments/benchmarks/bench.py
+bench: $(if $(SHORT),$(READY),.venv/.bench) ## measure speed against NumPy and PyTorch, or in minutes with SHORT=1
+	$(BIN)/python experiments/benchmarks/bench.py $(if $(SHORT),--short)
 
 clean: ## remove .venv, caches and builds, but no results
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

@@ -28,6 +28,7 @@ import omarl_jax
 from omarl_jax import algorithms, presets
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.datasets.catalogue import default_size
+from omarl_jax.determinism import deterministic_operations_requested
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
 from omarl_jax.files import RUN_FORMAT, read_arrays, replacing
@@ -215,7 +216,10 @@ def _as_published(run: Run) -> bool:
 
 
 def environment_record() -> dict[str, Any]:
-    """What numbers may depend on: date, versions, device, precision, and `code`, the hash of our sources."""
+    """What numbers may depend on: date, versions, device, precision, and `code`, the hash of our sources.
+
+    `deterministic` tells whether deterministic operations were requested.
+    """
     packages = ("omarl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "date": datetime.date.today().isoformat(),
@@ -225,6 +229,7 @@ def environment_record() -> dict[str, Any]:
         "matmul_precision": str(
             jax.config.values["jax_default_matmul_precision"] or "default"
         ),  # `None` is the backend's own
+        "deterministic": deterministic_operations_requested(),
         "code": _code(),
     }
 

@@ -354,6 +354,13 @@ def _start(
             f"These runs started on {placement.devices} devices and here are {jax.device_count()} (on a CPU, "
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
         )
+    asked = now["deterministic"]
+    if now["backend"] != "cpu" and origin.get("deterministic", asked) != asked:
+        instead = "without" if asked else "with"
+        raise UserError(
+            f"These runs started {instead} --deterministic, which their numbers depend on: go on {instead} it, or "
+            f"delete '{path.parent}' to start them again."
+        )
     if old_data != data:
         raise UserError(
             "These runs started on other data: another version or number of devices made other data again; "

@@ -65,12 +65,12 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (["train", "omr", "particle/spread", "random"], "'omar'"),
         (["train", "bc", "particle/spred", "random"], "'particle/spread'"),
         (["train", "bc", "particle/spread", "randm"], "'random'"),
-        (["train", "bc", "matrix/xor", "random"], "needs continuous actions"),
+        (["train", "cql", "matrix/xor", "random"], "needs continuous actions"),
         (["train", "ciqr", "particle/spread", "random"], "needs discrete actions"),
         (["train", "bc", "particle/spread", "random", "--lr", "-1"], "lr must be positive"),
         (
-            ["train", "ccqr", "uav/iot", "random", "--centralised", "False"],
-            "'ccqr' is 'ciqr' with centralised=True; to train with centralised=False, name 'ciqr'.",
+            ["train", "ccqr", "uav/iot", "random", "--mixer", "none"],
+            "'ccqr' is 'ciqr' with mixer=vdn; to train with mixer=none, name 'ciqr'.",
         ),
         (["colect"], "'collect'"),
         (["data", "lst"], "'list'"),
@@ -92,7 +92,7 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
             ],
             "no cell free",
         ),
-        (["train", "ciqr", "uav/iot", "random", "--risk", "1.5"], "risk must lie in (0, 1]"),
+        (["train", "ciqr", "uav/iot", "random", "--cvar-level", "1.5"], "cvar_level must lie in (0, 1]"),
         (["data", "import", "nowhere.csv", "--out", "data"], "cannot be read"),
         (["sweep", "nowhere.toml"], "There is no grid file"),
         (["evaluate", "nowhere.npz"], "There is no policy"),
@@ -287,7 +287,7 @@ def test_from_a_log_of_uavs_to_pictures_of_the_trained_team(monkeypatch, capsys,
     again = tmp_path / "again.csv"
     assert run(monkeypatch, capsys, "data", "export", data, "--out", str(again))[0] == 0
     assert again.read_bytes() == (tmp_path / "log.csv").read_bytes()
-    arguments = f"train ciqr uav/iot {data} --risk 0.15 1.0 --updates 2 --evaluations 1 --batch-size 8 --hidden 8"
+    arguments = f"train ciqr uav/iot {data} --cvar-level 0.15 1.0 --updates 2 --evaluations 1 --batch-size 8 --hidden 8"
     code, _, err = run(monkeypatch, capsys, *arguments.split(), *SHORT, "--out", str(tmp_path / "r"))
     assert code == 0, err
     report = (tmp_path / "r" / "report" / "report.html").read_text()

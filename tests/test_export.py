@@ -13,7 +13,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import Dataset, UserError, algorithms, cli, from_episodes, load_policy, train
 from omarl_jax.export import save_policy
-from omarl_jax.types import Stats
+from omarl_jax.types import Context, Stats, View
 
 SPEC = TaskSpec("toy/continuous", "continuous", n_agents=2, obs_dim=3, action_dim=2, state_dim=6, episode_length=5)
 METHOD = algorithms.find("bc")
@@ -24,11 +24,11 @@ OBS = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 def policy(seed):
     rng = np.random.default_rng(seed)
     stats = Stats(*(rng.uniform(0.5, 2.0, (2, 3)).astype(np.float32) for _ in range(2)))
-    return jax.tree.map(np.asarray, METHOD.make(CONFIG, SPEC).init(jax.random.key(seed), stats).policy)
+    return jax.tree.map(np.asarray, METHOD.make(CONFIG, SPEC).init(jax.random.key(seed), Context(stats)).policy)
 
 
 def actions(params):
-    return np.asarray(METHOD.make(CONFIG, SPEC).act(params, OBS, None, (), jax.random.key(0))[0])
+    return np.asarray(METHOD.make(CONFIG, SPEC).act(params, View(OBS), (), jax.random.key(0))[0])
 
 
 @pytest.fixture
@@ -204,10 +204,10 @@ def validate(config, spec):
 
 
 def counter(config, spec):
-    def init(key, stats):
+    def init(key, context):
         return State(jnp.zeros((spec.n_agents, spec.action_dim)))
 
-    def act(policy, obs, mask, carry, key, explore=False):
+    def act(policy, view, carry, key, explore=False):
         traced.append(1)
         return policy + config.step * carry, carry + 1
 

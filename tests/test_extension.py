@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from omarl_jax.algorithms.formulas import require, require_kind
+from omarl_jax.algorithms._checks import require, require_kind
 from omarl_jax.types import Algorithm, Needs, config
 
 
@@ -40,14 +40,14 @@ def validate(config, spec):
 
 
 def mean_action(config, spec):
-    def init(key, stats):
+    def init(key, context):
         return State(jnp.zeros((spec.n_agents, spec.action_dim)))
 
     def update(state, batch, key):
         change = batch.actions.mean(axis=0) - state.policy
         return State(state.policy + config.rate * change), {"change": jnp.abs(change).mean()}
 
-    def act(policy, obs, mask, carry, key, explore=False):
+    def act(policy, view, carry, key, explore=False):
         return policy, carry
 
     return Algorithm(init, update, act, Needs(batch_size=512))

@@ -12,7 +12,7 @@ from omarl_envs.spec import TaskSpec
 from omarl_jax import UserError, make_algorithm, online
 from omarl_jax.datasets import behaviour
 from omarl_jax.placement import Placement
-from omarl_jax.types import Algorithm, Needs, Stats
+from omarl_jax.types import Algorithm, Context, Needs, Stats, View
 
 V, LENGTH = 4, 3
 
@@ -58,10 +58,10 @@ def counter(**needs):
         seen = batch.obs[:, 0]  # (B, 2): step and number
         return Counter(state.policy + 0.01, state.updates + 1, seen), {"updates": state.updates}
 
-    def act(policy, obs, mask, carry, key, explore=False):
+    def act(policy, view, carry, key, explore=False):
         return jnp.full((2, 1), policy + (0.5 if explore else 0.0)), carry
 
-    return Algorithm(lambda key, stats: None, update, act, Needs(64, **needs))
+    return Algorithm(lambda key, context: None, update, act, Needs(64, **needs), explores=True)
 
 
 def learner(policy=0.2):
@@ -138,7 +138,7 @@ def test_fine_tuning_starts_from_the_given_learner():
     assert [int(state.learner.updates) for state in states] == [41, 42]
 
 
-@pytest.mark.parametrize("needs", [{"next_actions": True}, {"batches": 2}])
+@pytest.mark.parametrize("needs", [{"next_actions": True}, {"length": 2}, {"returns_to_go": True}])
 def test_methods_that_need_more_than_transitions_are_refused(needs):
     with pytest.raises(UserError, match="cannot learn online"):
         online.init(counter(**needs), learner(), Clocks(), online.OnlineSettings(n_envs=2), jax.random.key(0))
@@ -187,14 +187,14 @@ def test_updates_must_be_a_multiple_of_those_between_snapshots():
 def test_a_gain_multiplies_what_goes_into_the_tanh_when_acting():
     spec = Clocks().task_spec
     plain, sharp = (make_algorithm("matd3", spec, hidden=(8, 8), gain=gain) for gain in (1.0, 3.0))
-    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
-    policy = plain.init(jax.random.key(0), stats).policy
+    policy = plain.init(jax.random.key(0), Context(Stats.unknown(spec))).policy
     obs = jax.random.normal(jax.random.key(1), (spec.n_agents, spec.obs_dim))
-    actions = [algorithm.act(policy, obs, None, (), jax.random.key(2))[0] for algorithm in (plain, sharp)]
+    actions = [algorithm.act(policy, View(obs), (), jax.random.key(2))[0] for algorithm in (plain, sharp)]
     np.testing.assert_allclose(np.arctanh(actions[1]), 3 * np.arctanh(actions[0]), rtol=1e-4)
 
 
-def test_an_offline_method_that_needs_next_actions_is_refused_by_name_of_the_reason():
-    algorithm = make_algorithm("icq", Clocks().task_spec)
-    with pytest.raises(UserError, match="cannot learn online"):
+@pytest.mark.parametrize(("method", "reason"), [("icq", "needs more than single transitions"), ("cql", "not explore")])
+def test_offline_methods_are_refused_by_name_of_the_reason(method, reason):
+    algorithm = make_algorithm(method, Clocks().task_spec)
+    with pytest.raises(UserError, match=f"cannot learn online: it .*{reason}"):
         online.init(algorithm, learner(), Clocks(), online.OnlineSettings(n_envs=2), jax.random.key(0))

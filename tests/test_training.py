@@ -20,7 +20,7 @@ from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.placement import Placement, schedule
 from omarl_jax.training import Trainer, chunk_ends
-from omarl_jax.types import Algorithm, Needs, Stats, config
+from omarl_jax.types import Algorithm, Context, Needs, Stats, config
 
 TOO_FAST = 3e38  # a learning rate: two steps of Adam are beyond float32, whatever the data
 SMALL = {"hidden": (8, 8), "batch_size": 16, "cql_samples": 2, "search_steps": 1, "search_samples": 2}
@@ -77,8 +77,8 @@ def test_each_run_learns_from_its_own_data_and_statistics_whatever_the_size_of_t
             alone.advance(3)
         assert_equal(leaves(alone, 0), leaves(together, run), 1e-6)
         seen = data.rows.obs[~data.rows.closing]
-        np.testing.assert_allclose(together.policy(run).norm.mean, seen.mean(axis=0), atol=1e-4)
-    first, second = (jax.tree.leaves(together.policy(run).params) for run in range(2))
+        np.testing.assert_allclose(together.policy(run).stats.obs_mean, seen.mean(axis=0), atol=1e-4)
+    first, second = (jax.tree.leaves(together.policy(run).policy.params) for run in range(2))
     assert max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
 
 
@@ -148,16 +148,16 @@ def test_playing_and_learning_online_export_for_every_accelerator(task, method):
     env = make_env(task)
     spec, settings = env.task_spec, online.OnlineSettings(n_envs=2, capacity=8, warmup=2)
     algorithm = make_algorithm(method, spec, hidden=(8,), batch_size=4)
-    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
+    context = Context(Stats.unknown(spec))
 
     def play(raw):
         key = jax.random.wrap_key_data(raw)
-        policy = algorithm.init(key, stats).policy
+        policy = algorithm.init(key, context).policy
         return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, 3, explore=True)
 
     def learn(raw):
         key = jax.random.wrap_key_data(raw)
-        state = online.init(algorithm, algorithm.init(key, stats), env, settings, key)
+        state = online.init(algorithm, algorithm.init(key, context), env, settings, key)
         state, metrics = online.step(algorithm, env, settings, state, jnp.int32(0), key)
         return jax.tree.leaves(state.learner), metrics
 
@@ -300,7 +300,7 @@ class Rate:
 
 class Noted(NamedTuple):
     policy: jax.Array
-    round: jax.Array
+    updates: jax.Array
     keys: jax.Array
     batches: jax.Array
 
@@ -308,16 +308,16 @@ class Noted(NamedTuple):
 def noter(trained, spec):
     """Adds its learning rate to its only parameter, and notes its batches and its keys, first that of `init`."""
 
-    def init(key, stats):
+    def init(key, context):
         keys = jnp.zeros((9, 2), jnp.uint32).at[0].set(jax.random.key_data(key))
         return Noted(jnp.float32(0.0), jnp.int32(0), keys, jnp.zeros((8, 4)))
 
     def update(state, batch, key):
-        keys = state.keys.at[1 + state.round].set(jax.random.key_data(key))
-        batches = state.batches.at[state.round].set(batch.obs[:, 0, 0])
-        return Noted(state.policy + trained.lr, state.round + 1, keys, batches), {"value": state.round + trained.lr}
+        keys = state.keys.at[1 + state.updates].set(jax.random.key_data(key))
+        batches = state.batches.at[state.updates].set(batch.obs[:, 0, 0])
+        return Noted(state.policy + trained.lr, state.updates + 1, keys, batches), {"value": state.updates + trained.lr}
 
-    def act(policy, obs, mask, carry, key, explore=False):
+    def act(policy, view, carry, key, explore=False):
         return jnp.full((1, 1), policy), carry
 
     return Algorithm(init, update, act, Needs(batch_size=4))
@@ -429,5 +429,5 @@ def test_discrete_methods_learn_a_game_from_random_play(method):
 @pytest.mark.parametrize(("task", "options"), [("uav/iot", {"n_uavs": 3}), ("uav/iot-random", {})])
 def test_distributional_methods_run_on_every_form_of_the_uavs(task, options):
     dataset = load_dataset(task, "random", size=200, **options)
-    result = train("ccqr", dataset, updates=2, evaluations=1, episodes=2, hidden=(8,), batch_size=8, risk=0.5)
+    result = train("ccqr", dataset, updates=2, evaluations=1, episodes=2, hidden=(8,), batch_size=8, cvar_level=0.5)
     assert np.isfinite(result.returns).all()

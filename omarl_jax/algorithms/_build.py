@@ -66,8 +66,17 @@ def _standardised(algorithm: Algorithm) -> Algorithm:
         assert algorithm.values is not None
         return algorithm.values(state.learner, scaled(batch, state.stats))
 
-    hook = None if algorithm.values is None else values
-    return algorithm._replace(init=init, update=update, act=act, values=hook)
+    def return_quantiles(policy: StandardisedPolicy, view: View) -> tuple[chex.Array, chex.Array]:
+        assert algorithm.return_quantiles is not None
+        return algorithm.return_quantiles(policy.policy, view._replace(obs=scale(view.obs, policy.stats)))
+
+    return algorithm._replace(
+        init=init,
+        update=update,
+        act=act,
+        values=None if algorithm.values is None else values,
+        return_quantiles=None if algorithm.return_quantiles is None else return_quantiles,
+    )
 
 
 def _checked(algorithm: Algorithm, spec: TaskSpec) -> Algorithm:

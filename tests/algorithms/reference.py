@@ -58,10 +58,10 @@ def from_state(state: Any) -> Learner:
     net = state.policy
     stats = net.stats or Norm(np.zeros(0), np.zeros(0))
     return Learner(
-        policies=_each(_policy, net.params),
-        critics=_each(_critic, getattr(state, "critic", None)),
-        target_policies=_each(_policy, getattr(state, "target_policy", None)),
-        target_critics=_each(_critic, getattr(state, "target_critic", None)),
+        policies=_each(policy_network, net.params),
+        critics=_each(critic_network, getattr(state, "critic", None)),
+        target_policies=_each(policy_network, getattr(state, "target_policy", None)),
+        target_critics=_each(critic_network, getattr(state, "target_critic", None)),
         mean=np.array(stats.mean),
         var=np.array(stats.var),
     )
@@ -86,12 +86,14 @@ def _each(network: Callable[[Any], Network], params: Any) -> list[Network]:
     return [jax.tree.map(lambda x: np.array(x, complex), network(of(params, i))) for i in range(n)]
 
 
-def _policy(params: Any) -> Network:
+def policy_network(params: Any) -> Network:
+    """The parameters of one policy, or of one agent's values of discrete actions."""
     layers = [params[f"layer_{i}"] for i in range(sum(name.startswith("layer") for name in params))]
     return Network([[(x["kernel"], x["bias"]) for x in layers]], _affine(params))
 
 
-def _critic(params: Any) -> Network:
+def critic_network(params: Any) -> Network:
+    """The parameters of one agent's critics."""
     layers = [params[f"layer_{i}"] for i in range(sum(name.startswith("layer") for name in params))]
     heads = [[(x["kernel"][head], x["bias"][head]) for x in layers] for head in range(len(layers[0]["bias"]))]
     return Network(heads, _affine(params))

@@ -11,16 +11,16 @@ import numpy as np
 import optax
 import pytest
 from omarl_envs.spec import TaskSpec
-from problems import METHODS, float64, jit, np_mlp, of
+from problems import METHODS, float64, jit, of
+from reference import outputs, policy_network
 
 from omarl_jax import networks
-from omarl_jax.algorithms import formulas
 from omarl_jax.errors import UserError
-from omarl_jax.types import Stats, Transition
+from omarl_jax.types import Context, Stats, Transition, View
 
 N, O, A = 2, 2, 3  # noqa: E741  # the letters of the shapes
 SPEC = TaskSpec("toy/discrete", "discrete", n_agents=N, obs_dim=O, action_dim=A, state_dim=N * O, episode_length=5)
-STATS = Stats(jnp.zeros((N, O)), jnp.ones((N, O)))
+CONTEXT = Context(Stats.unknown(SPEC))
 FAMILY = ("ciql", "ccql", "ciqr", "ccqr")
 FAST = {"lr": 0.01, "tau": 0.05, "hidden": (16,), "gamma": 0.5, "cql_alpha": 0.0}
 
@@ -31,7 +31,7 @@ def n(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setitem(globals(), "N", request.param)
     spec = dataclasses.replace(SPEC, n_agents=request.param, state_dim=request.param * O)
     monkeypatch.setitem(globals(), "SPEC", spec)
-    monkeypatch.setitem(globals(), "STATS", Stats(jnp.zeros((request.param, O)), jnp.ones((request.param, O))))
+    monkeypatch.setitem(globals(), "CONTEXT", Context(Stats.unknown(spec)))
     return request.param
 
 
@@ -66,7 +66,7 @@ def learned(name: str, batch: Transition, rounds: int, target: Any = None, **ove
 @functools.partial(jit, static_argnames="name")
 def _learned(name: str, config: Any, batch: Transition, rounds: int, target: Any) -> Any:
     """Compiled once for all rewards and all float hyperparameters."""
-    state = METHODS[name].make(config, SPEC).init(jax.random.key(0), STATS)
+    state = METHODS[name].make(config, SPEC).init(jax.random.key(0), CONTEXT)
 
     def step(number: jax.Array, state: Any) -> Any:
         now = METHODS[name].make(dataclasses.replace(config, lr=config.lr * (1 - number / rounds)), SPEC)
@@ -76,25 +76,29 @@ def _learned(name: str, config: Any, batch: Transition, rounds: int, target: Any
 
 
 def values(name: str, state: Any, obs: Any = None, **overrides: Any) -> np.ndarray:
-    """(N, Q, A) atoms in a state."""
+    """(N, Q, A) quantiles in a state."""
     config, _ = make(name, **overrides)
-    network = networks.action_values(SPEC, config.hidden, config.input_norm, max(config.quantiles, 1))
-    obs = jnp.ones((N, O)) if obs is None else obs
-    return np.asarray(jax.vmap(network.apply)(state.policy.params, obs, state.policy.norm))
+    network = networks.action_values(SPEC, config.hidden, config.input_norm, quantiles=max(config.quantiles, 1))
+    return np.asarray(network.act(state.policy.net, jnp.ones((N, O)) if obs is None else obs))
 
 
-def test_quantile_loss_in_loops() -> None:
-    rng = np.random.default_rng(0)
-    atoms, targets, fractions, kappa = rng.normal(size=(4, 3)), rng.normal(size=(4, 5)), np.array([0.2, 0.5, 0.7]), 0.6
-    expected = np.zeros(4)
-    for b in range(4):
-        for j in range(3):
-            for target in targets[b]:
-                delta = target - atoms[b, j]
-                huber = 0.5 * delta**2 if abs(delta) <= kappa else kappa * (abs(delta) - 0.5 * kappa)
-                expected[b] += abs(fractions[j] - (delta < 0)) * huber / kappa / 5
-    found = formulas.quantile_huber(*map(jnp.float32, (atoms, targets, fractions)), kappa)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+def with_params(state: Any, params: Any) -> Any:
+    """A state whose networks have these parameters."""
+    return state._replace(policy=state.policy._replace(net=state.policy.net._replace(params=params)))
+
+
+def with_last_biases(params: Any, biases: Any) -> Any:
+    """Parameters of networks whose outputs are these biases, broadcast to (N, Q, A), whatever they see."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    bias = zeros["layer_1"]["bias"]
+    shape = (N, bias.shape[-1] // A, A)
+    zeros["layer_1"]["bias"] = jnp.broadcast_to(jnp.asarray(biases, jnp.float32), shape).reshape(bias.shape)
+    return zeros
+
+
+def greedy(method: Any, state: Any, mask: Any = None) -> np.ndarray:
+    """(N,) actions."""
+    return np.asarray(method.act(state.policy, View(jnp.ones((N, O)), mask), (), jax.random.key(0))[0])
 
 
 def varied(seed: int, rewards: float) -> Transition:
@@ -120,8 +124,8 @@ def varied(seed: int, rewards: float) -> Transition:
 def np_atoms(config: Any, stats: Stats, params: Any, agent: int, obs: np.ndarray) -> np.ndarray:
     """One agent's atoms (B, Q, A)."""
     if config.input_norm == "dataset":
-        obs = (obs - stats.obs_mean[agent]) / np.sqrt(stats.obs_std[agent] ** 2 + 1e-5)
-    return np_mlp(params, obs).reshape(len(obs), max(config.quantiles, 1), A)
+        obs = (obs - stats.obs_mean[agent]) / stats.obs_std[agent]
+    return outputs(policy_network(params), obs, (0.0, 1.0))[0].reshape(len(obs), max(config.quantiles, 1), A)
 
 
 def np_targets(config: Any, stats: Stats, targets: list[Any], team: list[int], one: Transition) -> np.ndarray:
@@ -148,10 +152,10 @@ def np_loss(
         can = np.where(one.action_mask[:, agent, None] > 0, atoms, -np.inf)
         penalty += (np.logaddexp.reduce(can, axis=-1) - own).sum(axis=1).mean()
     for j in range(config.quantiles):
-        fraction = config.risk * (2 * j + 1) / (2 * config.quantiles)
+        fraction = config.cvar_level * (2 * j + 1) / (2 * config.quantiles)
         for target in y.T:
             delta = target - total[:, j]
-            size, kappa = np.abs(delta), config.huber
+            size, kappa = np.abs(delta), config.huber_kappa
             huber = np.where(size <= kappa, 0.5 * size**2, kappa * (size - 0.5 * kappa)) / kappa
             weight = np.where(delta < 0, 1 - fraction, fraction)
             td_loss += 0.5 * (weight * huber).mean() / config.quantiles
@@ -174,29 +178,42 @@ def np_slopes(loss: Callable[[], tuple[float, Any]], leaves: list[np.ndarray]) -
     return slopes
 
 
+def learner(state: Any) -> Any:
+    """The state without what standardises inputs."""
+    return getattr(state, "learner", state)
+
+
+def replaced(state: Any, **fields: Any) -> Any:
+    """A state with other fields of the learner."""
+    if hasattr(state, "learner"):
+        return state._replace(learner=replaced(state.learner, **fields))
+    return state._replace(**fields)
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "n"),
     [
-        ("ciqr", {"input_norm": "none", "risk": 0.4, "quantiles": 3, "grad_clip": 0.65}, 2),
-        ("ciqr", {"input_norm": "batch", "risk": 0.4, "quantiles": 3, "grad_clip": 0.35}, 3),
-        ("ccqr", {"input_norm": "none", "risk": 0.4, "quantiles": 3, "grad_clip": 1.0}, 3),
-        ("ccqr", {"input_norm": "dataset", "risk": 0.4, "quantiles": 3, "grad_clip": 0.5}, 2),
+        ("ciqr", {"input_norm": "none", "cvar_level": 0.4, "quantiles": 3, "grad_clip": 0.55}, 2),
+        ("ciqr", {"input_norm": "batch", "cvar_level": 0.4, "quantiles": 3, "grad_clip": 0.35}, 3),
+        ("ccqr", {"input_norm": "none", "cvar_level": 0.4, "quantiles": 3, "grad_clip": 1.0}, 3),
+        ("ccqr", {"input_norm": "dataset", "cvar_level": 0.4, "quantiles": 3, "grad_clip": 0.5}, 2),
         ("ciql", {"input_norm": "dataset", "grad_clip": 3.0}, 3),
         ("ccql", {"input_norm": "batch", "grad_clip": 3.0}, 3),
     ],
     indirect=["n"],
 )
-def test_two_rounds_in_numpy(name: str, overrides: dict[str, Any], n: int) -> None:
+def test_two_updates_in_numpy(name: str, overrides: dict[str, Any], n: int) -> None:
     """The first gradient is longer than it may be, and the second is not: Adam alone would forget how it was cut."""
-    settings = {"hidden": (5,), "gamma": 0.9, "cql_alpha": 0.2, "reward_scale": 2.5, "huber": 1.5}
+    settings = {"hidden": (5,), "gamma": 0.9, "cql_alpha": 0.2, "reward_scale": 2.5, "huber_kappa": 1.5}
     config, method = make(name, **settings | overrides)
     rng = np.random.default_rng(0)
     stats = Stats(rng.normal(size=(n, O)), rng.uniform(0.5, 3.0, (n, O)))
     init, update = jax.jit(method.init), jax.jit(method.update)
-    state = init(jax.random.key(0), stats)
-    state = state._replace(target=init(jax.random.key(1), stats).policy.params)  # far from what is learned
-    params, targets = ([of(float64(tree), i) for i in range(n)] for tree in (state.policy.params, state.target))
-    teams = [list(range(n))] if config.centralised else [[i] for i in range(n)]
+    state, other = (init(jax.random.key(seed), Context(stats)) for seed in (0, 1))
+    state = replaced(state, target=learner(other).target)  # far from what is learned
+    begun = learner(state).policy.net.params, learner(state).target
+    params, targets = ([of(float64(tree), i) for i in range(n)] for tree in begun)
+    teams = [list(range(n))] if config.mixer == "vdn" else [[i] for i in range(n)]
     moments = {id(leaf): (0.0, 0.0) for leaf in jax.tree.leaves(params)}
     for number, spread in enumerate((5.0, 0.2), start=1):
         batch = varied(number, spread)
@@ -225,42 +242,42 @@ def test_two_rounds_in_numpy(name: str, overrides: dict[str, Any], n: int) -> No
             mean = np.mean([of_team[metric] for of_team in told])
             np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-5, err_msg=metric)
         for i in range(n):
-            for after, expected in ((state.policy.params, params[i]), (state.target, targets[i])):
+            now = learner(state)
+            for after, expected in ((now.policy.net.params, params[i]), (now.target, targets[i])):
                 jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), of(after, i), expected)
 
 
-@pytest.mark.parametrize("risk", [1.0, 0.15])
-def test_atoms_are_the_quantiles_of_the_rewards(risk: float) -> None:
+@pytest.mark.parametrize("level", [1.0, 0.15])
+def test_the_quantiles_of_the_rewards_are_learned(level: float) -> None:
     """Of 1,000 rewards evenly spread over 400 κ / ξ; within 1 % of the spread of the quantiles that are asked for."""
     rewards = 400 * (np.arange(1_000) + 0.5) / 1_000 - 100
     batch = rows(np.zeros((1_000, N)), rewards)
-    options = {"risk": risk, "lr": 0.3, "huber": risk}
+    options = {"cvar_level": level, "lr": 0.3, "huber_kappa": level}
     atoms = values("ciqr", learned("ciqr", batch, 3_000, **options), **options)[:, :, 0]
-    expected = -100 + 400 * risk * (2 * np.arange(8) + 1) / 16
-    np.testing.assert_allclose(atoms, np.tile(expected, (N, 1)), atol=4 * risk)
+    expected = -100 + 400 * level * (2 * np.arange(8) + 1) / 16
+    np.testing.assert_allclose(atoms, np.tile(expected, (N, 1)), atol=4 * level)
 
 
-@pytest.mark.parametrize("risk", [1.0, 0.15])
-def test_with_the_published_axis_all_atoms_are_one(risk: float) -> None:
+@pytest.mark.parametrize("level", [1.0, 0.15])
+def test_with_the_published_axis_all_quantiles_are_one(level: float) -> None:
     """The sum of the losses at all fractions has one minimum: the quantile at their mean, ξ / 2."""
     rewards = 400 * (np.arange(1_000) + 0.5) / 1_000 - 100
-    options = {"lr": 0.3, "published_axis": True, "risk": risk}
+    options = {"lr": 0.3, "published_axis": True, "cvar_level": level}
     state = learned("ciqr", rows(np.zeros((1_000, N)), rewards), 3_000, **options)
     atoms = values("ciqr", state, **options)[:, :, 0]
-    np.testing.assert_allclose(atoms, -100 + 400 * risk / 2, atol=4)
+    np.testing.assert_allclose(atoms, -100 + 400 * level / 2, atol=4)
 
 
-@pytest.mark.parametrize(("risk", "choice"), [(1.0, 1), (0.15, 0)])
-def test_risk_decides_between_the_safe_and_the_better_arm(risk: float, choice: int) -> None:
+@pytest.mark.parametrize(("level", "choice"), [(1.0, 1), (0.15, 0)])
+def test_the_cvar_level_decides_between_the_safe_and_the_better_arm(level: float, choice: int) -> None:
     """Arm 0 pays 10; arm 1 pays 30, but in a tenth of the cases -100, on average 17; arm 2 pays nothing."""
     rare = np.where(np.arange(100) % 10 == 0, -100.0, 30.0)
     rewards = np.concatenate([np.full(100, 10.0), rare, np.zeros(100)])
     actions = np.repeat([0, 1, 2], 100)[:, None].repeat(N, axis=1)
-    options = {"risk": risk, "lr": 0.1}
+    options = {"cvar_level": level, "lr": 0.1}
     state = learned("ciqr", rows(actions, rewards), 3_000, **options)
     _, method = make("ciqr", **options)
-    found, _ = method.act(state.policy, jnp.ones((N, O)), None, method.carry, jax.random.key(0))
-    np.testing.assert_array_equal(found, [choice] * N)
+    np.testing.assert_array_equal(greedy(method, state), [choice] * N)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -311,20 +328,19 @@ def test_stays_finite_on_any_data(name: str) -> None:
         obs = np.float32(scale * np.ones((32, N, O)))
         batch = rows(zeros, reward * signs, obs=obs, next_obs=-obs, terminal=np.full((32, N), terminal))
         state = learned(name, only_the_first(batch), 300, cql_alpha=1.0)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.policy.params, state.target)))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.policy.net.params, state.target)))
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_bootstraps_from_the_action_that_is_best_by_the_mean_of_its_atoms(name: str) -> None:
-    """Targets that never move: action 0 is best by the mean, 1 and 2 have single atoms that are higher."""
+def test_bootstraps_from_the_action_that_is_best_by_the_mean_of_its_quantiles(name: str) -> None:
+    """Targets that never move: action 0 is best by the mean, 1 and 2 have single quantiles that are higher."""
     atoms = np.array([[-900.0, 0.0, 100.0], [0.0, 500.0, 350.0], [900.0, 100.0, 100.0], [900.0, 100.0, 100.0]])
     options = {"quantiles": 4, "lr": 0.3, "tau": 1e-12}
     if name.endswith("ql"):
         atoms, options = np.array([[300.0, -500.0, 100.0]]), options | {"quantiles": 0}
     _, method = make(name, **options)
     batch = rows(np.zeros((32, N)), np.full(32, 10.0), terminal=np.zeros((32, N), bool))
-    target = jax.tree.map(jnp.zeros_like, method.init(jax.random.key(0), STATS).target)
-    target["_Dense_1"]["bias"] = jnp.asarray(np.tile(atoms.reshape(-1), (N, 1)), jnp.float32)
+    target = with_last_biases(method.init(jax.random.key(0), CONTEXT).target, atoms)
 
     found = values(name, learned(name, batch, 3_000, target, **options), **options)[:, :, 0]
     team = N if name.startswith("cc") else 1
@@ -336,11 +352,9 @@ def test_bootstraps_from_the_action_that_is_best_by_the_mean_of_its_atoms(name: 
 def test_bootstraps_from_the_best_of_the_next_actions_that_are_legal(name: str) -> None:
     """Targets of 5, 3 and 1, whatever the observation; the best is forbidden to agent 0, and all but it to agent 1."""
     _, method = make(name, gamma=0.9)
-    state = method.init(jax.random.key(0), STATS)
-    state = state._replace(policy=state.policy._replace(params=jax.tree.map(jnp.zeros_like, state.policy.params)))
-    target = jax.tree.map(jnp.zeros_like, state.target)
-    bias = jnp.zeros_like(target["_Dense_1"]["bias"]).reshape(N, -1, A) + jnp.array([5.0, 3.0, 1.0])
-    target["_Dense_1"]["bias"] = bias.reshape(N, -1)
+    state = method.init(jax.random.key(0), CONTEXT)
+    state = with_params(state, with_last_biases(state.target, 0.0))
+    target = with_last_biases(state.target, [5.0, 3.0, 1.0])
     batch = rows(np.zeros((8, N)), np.zeros(8), terminal=np.zeros((8, N), bool))._replace(
         next_action_mask=jnp.tile(jnp.array([[False, True, True], [True, False, False]]), (8, 1, 1))
     )
@@ -352,26 +366,26 @@ def test_bootstraps_from_the_best_of_the_next_actions_that_are_legal(name: str) 
 
 
 @pytest.mark.parametrize("name", ["ciqr", "ccql"])
-def test_atoms_learn_scaled_rewards_but_values_are_told_unscaled(name: str) -> None:
+def test_quantiles_learn_scaled_rewards_but_values_are_told_unscaled(name: str) -> None:
     """Three times the reward of 4 is where nothing is left to learn."""
     _, method = make(name, reward_scale=3.0)
-    state, update = method.init(jax.random.key(0), STATS), jax.jit(method.update)
+    state, update = method.init(jax.random.key(0), CONTEXT), jax.jit(method.update)
     for total, learns in ((12.0, False), (4.0, True)):
-        params = jax.tree.map(jnp.zeros_like, state.policy.params)
-        params["_Dense_1"]["bias"] += total / (N if name.startswith("cc") else 1)
-        begun = state._replace(policy=state.policy._replace(params=params))
-        after, metrics = update(begun, rows(np.zeros((8, N)), np.full(8, 4.0)), jax.random.key(0))
+        params = with_last_biases(state.target, total / (N if name.startswith("cc") else 1))
+        batch = rows(np.zeros((8, N)), np.full(8, 4.0))
+        after, metrics = update(with_params(state, params), batch, jax.random.key(0))
+        np.testing.assert_allclose(method.values(with_params(state, params), batch), total / 3, rtol=1e-5)
         np.testing.assert_allclose(metrics["q"], total / 3, rtol=1e-5)
         assert (metrics["critic_loss"] > 1) == learns
-        assert (after.policy.params["_Dense_1"]["bias"] > params["_Dense_1"]["bias"]).any() == learns
+        assert (after.policy.net.params["layer_1"]["bias"] > params["layer_1"]["bias"]).any() == learns
 
 
 @pytest.mark.parametrize("name", ["ciql", "ccql"])
 def test_gradients_are_clipped_for_each_agent_or_for_the_team(name: str) -> None:
-    """Adam's mean after one round is a tenth of the gradient, which far from its target is as long as it may be."""
+    """Adam's mean after one update is a tenth of the gradient, which far from its target is as long as it may be."""
     _, method = make(name, grad_clip=0.3)
     state, _ = jax.jit(method.update)(
-        method.init(jax.random.key(0), STATS), rows(np.zeros((8, N)), np.full(8, 100.0)), jax.random.key(0)
+        method.init(jax.random.key(0), CONTEXT), rows(np.zeros((8, N)), np.full(8, 100.0)), jax.random.key(0)
     )
     mean = jax.tree.map(lambda x: x.reshape(N, -1), optax.tree_utils.tree_get(state.optimiser, "mu"))
     lengths = np.linalg.norm(np.concatenate(jax.tree.leaves(mean), axis=1), axis=1)  # (N,)
@@ -400,13 +414,13 @@ def test_value_decomposition_finds_what_each_agent_adds(n: int) -> None:
 
 def test_adam_afresh_leaves_the_sign() -> None:
     config, method = make("ccql", published_adam=True, lr=1e-3)
-    state, update = method.init(jax.random.key(0), STATS), jax.jit(method.update)
+    state, update = method.init(jax.random.key(0), CONTEXT), jax.jit(method.update)
     for _ in range(3):
         before, (state, _) = state, update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
         moved = [
             np.abs(new - old).ravel()
             for new, old in zip(
-                jax.tree.leaves(state.policy.params), jax.tree.leaves(before.policy.params), strict=True
+                jax.tree.leaves(state.policy.net.params), jax.tree.leaves(before.policy.net.params), strict=True
             )
         ]
         moved = np.concatenate(moved)
@@ -416,8 +430,8 @@ def test_adam_afresh_leaves_the_sign() -> None:
 def test_targets_start_as_copies_or_as_published_elsewhere() -> None:
     for published in (False, True):
         _, method = make("ciql", published_targets=published)
-        state = method.init(jax.random.key(0), STATS)
-        same = jax.tree.map(lambda a, b: bool((a == b).all()), state.target, state.policy.params)
+        state = method.init(jax.random.key(0), CONTEXT)
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), state.target, state.policy.net.params)
         assert all(jax.tree.leaves(same)) is not published
 
 
@@ -434,30 +448,22 @@ def test_the_published_penalty_pushes_nothing_up() -> None:
 @pytest.mark.parametrize("name", FAMILY)
 def test_illegal_actions_are_never_taken(name: str) -> None:
     _, method = make(name)
-    state = method.init(jax.random.key(0), STATS)
+    state = method.init(jax.random.key(0), CONTEXT)
     mask = jnp.array([[True, False, True], [False, True, False]])
-    act = jax.vmap(lambda key: method.act(state.policy, jnp.ones((N, O)), mask, method.carry, key, True)[0])
+    act = jax.vmap(lambda key: method.act(state.policy, View(jnp.ones((N, O)), mask), (), key, True)[0])
     taken = np.asarray(act(jax.random.split(jax.random.key(1), 200)))
     assert set(taken[:, 0]) == {0, 2}
     assert set(taken[:, 1]) == {1}
     # Greedily neither, though the illegal actions have the highest values.
-    params = jax.tree.map(jnp.zeros_like, state.policy.params)
-    bias = (
-        jnp.zeros_like(params["_Dense_1"]["bias"]).reshape(N, -1, A)
-        + jnp.array([[1.0, 9.0, 2.0], [9.0, 1.0, 9.0]])[:, None]
-    )
-    params["_Dense_1"]["bias"] = bias.reshape(N, -1)
-    greedy, _ = method.act(
-        state.policy._replace(params=params), jnp.ones((N, O)), mask, method.carry, jax.random.key(0)
-    )
-    np.testing.assert_array_equal(greedy, [2, 1])
+    params = with_last_biases(state.target, np.array([[1.0, 9.0, 2.0], [9.0, 1.0, 9.0]])[:, None])
+    np.testing.assert_array_equal(greedy(method, with_params(state, params), mask), [2, 1])
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_illegal_actions_cost_nothing(name: str) -> None:
     """The penalty of a lone legal action is 0, whatever the others would be worth."""
     _, method = make(name, cql_alpha=1.0)
-    state = method.init(jax.random.key(0), STATS)
+    state = method.init(jax.random.key(0), CONTEXT)
     for legal in (True, False):
         mask = jnp.ones((8, N, A), bool).at[..., 1:].set(not legal)
         _, metrics = jax.jit(method.update)(
@@ -467,20 +473,18 @@ def test_illegal_actions_cost_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(("share", "choice"), [(1.0, 0), (0.5, 1), (0.375, 2)])
-def test_it_can_act_by_the_lowest_atoms(share: float, choice: int) -> None:
-    """Four atoms of three actions: their means are best for 0, two lowest for 1, one and a half for 2."""
+def test_it_can_act_by_the_lowest_quantiles(share: float, choice: int) -> None:
+    """Four quantiles of three actions: their means are best for 0, two lowest for 1, one and a half for 2."""
     atoms = np.array([[-9.0, 0.0, 1.0], [0.0, 5.0, 3.5], [19.0, 5.5, 3.6], [19.0, 6.0, 3.7]])
-    _, method = make("ciqr", quantiles=4, greedy_risk=share)
-    state = method.init(jax.random.key(0), STATS)
-    params = jax.tree.map(jnp.zeros_like, state.policy.params)
-    params["_Dense_1"]["bias"] = jnp.asarray(np.tile(atoms.reshape(-1), (N, 1)), jnp.float32)
-    found, _ = method.act(state.policy._replace(params=params), jnp.ones((N, O)), None, (), jax.random.key(0))
-    np.testing.assert_array_equal(found, [choice] * N)
+    _, method = make("ciqr", quantiles=4, act_cvar=share)
+    state = method.init(jax.random.key(0), CONTEXT)
+    params = with_last_biases(state.target, atoms)
+    np.testing.assert_array_equal(greedy(method, with_params(state, params)), [choice] * N)
 
 
 def test_exploration_falls_from_all_to_few() -> None:
-    _, method = make("ciql", epsilon_rounds=10.0)
-    state, update = method.init(jax.random.key(0), STATS), jax.jit(method.update)
+    _, method = make("ciql", epsilon_updates=10.0)
+    state, update = method.init(jax.random.key(0), CONTEXT), jax.jit(method.update)
     shares = [float(state.policy.epsilon)]
     for _ in range(12):
         state, _ = update(state, rows(np.zeros((8, N)), np.ones(8)), jax.random.key(0))
@@ -491,20 +495,20 @@ def test_exploration_falls_from_all_to_few() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"risk": 0.0}, r"risk must lie in \(0, 1\]"),
-        ({"risk": 1.5}, r"risk must lie in \(0, 1\]"),
-        ({"greedy_risk": 0.0}, r"greedy_risk must lie in \(0, 1\]"),
-        ({"quantiles": 0, "risk": 0.5}, "so risk must be 1"),
-        ({"quantiles": 0, "greedy_risk": 0.5}, "so greedy_risk must be 1"),
-        ({"quantiles": 0, "published_axis": True}, "no published_axis"),
+        ({"cvar_level": 0.0}, r"cvar_level must lie in \(0, 1\]"),
+        ({"cvar_level": 1.5}, r"cvar_level must lie in \(0, 1\]"),
+        ({"act_cvar": 0.0}, r"act_cvar must lie in \(0, 1\]"),
+        ({"quantiles": 0, "cvar_level": 0.5}, "Without quantiles cvar_level must be 1"),
+        ({"quantiles": 0, "act_cvar": 0.5}, "Without quantiles act_cvar must be 1"),
+        ({"quantiles": 0, "published_axis": True}, "only methods with quantiles have the error published_axis"),
         ({"quantiles": -1}, "quantiles must not be negative"),
-        ({"huber": 0.0}, "huber must be positive"),
-        ({"first_epsilon": 1.2}, "epsilon must lie in"),
+        ({"huber_kappa": 0.0}, "huber_kappa must be positive"),
+        ({"epsilon_start": 1.2}, "epsilon is a share"),
         ({"reward_scale": -1.0}, "reward_scale must be positive"),
-        ({"published_reward": True}, "no published_reward: in the published code only centralised"),
-        ({"published_adam": True}, "no published_adam"),
-        ({"published_targets": True}, "no published_targets: .* only methods without quantiles"),
-        ({"published_penalty": True, "centralised": True}, "no published_penalty"),
+        ({"published_reward": True}, "only methods with a mixer have the error published_reward"),
+        ({"published_adam": True}, "only methods with a mixer have the error published_adam"),
+        ({"published_targets": True}, "only methods without quantiles have the error published_targets"),
+        ({"published_penalty": True, "mixer": "vdn"}, "without quantiles have the error published_penalty"),
     ],
 )
 def test_nonsense_is_refused(overrides: dict[str, Any], message: str) -> None:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from problems import N, batch, make, started, step
 
+from omarl_jax.types import View
+
 
 def test_what_follows_a_termination_is_ignored() -> None:
     config, _ = make("icq", batch_size=24, critic_temperature=0.1)
@@ -21,8 +23,8 @@ def test_what_follows_a_termination_is_ignored() -> None:
 def test_explores_by_its_distribution_and_acts_by_its_centre() -> None:
     config, algorithm = make("icq")
     policy = started("icq", config).policy
-    obs = jnp.ones((N, 3))
-    act = jax.vmap(lambda key, explore: algorithm.act(policy, obs, None, (), key, explore)[0], (0, None))
+    view = View(jnp.ones((N, 3)))
+    act = jax.vmap(lambda key, explore: algorithm.act(policy, view, (), key, explore)[0], (0, None))
     keys = jax.random.split(jax.random.key(0), 4000)
     acted, explored = np.asarray(act(keys, False)), np.asarray(act(keys, True), np.float64)
     assert (acted == acted[0]).all()

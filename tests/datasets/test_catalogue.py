@@ -15,7 +15,7 @@ from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_alg
 from omarl_jax.data.storage import content_hash
 from omarl_jax.datasets import behaviour, catalogue
 from omarl_jax.networks import Norm
-from omarl_jax.types import Stats
+from omarl_jax.types import Context, Stats, View
 
 SPREAD = "particle/spread"
 SNAPSHOTS = ("medium-replay", "medium", "expert")
@@ -113,7 +113,7 @@ def two_snapshots(tmp_path, monkeypatch):
         {
             "seed": 7,
             "updates": 500 * i,
-            "policy": learner.init(jax.random.key(i), stats).policy,
+            "policy": learner.init(jax.random.key(i), Context(stats)).policy,
             "returns": 1.0,
             "explored": 2.0 + i,
         }
@@ -139,7 +139,7 @@ def test_replay_data_are_played_by_each_snapshot_in_turn(two_snapshots):
     data = load_dataset(SPREAD, "medium-replay", size=1_000)
     assert data.metadata["behaviour"] == "matd3 after 500, 1500 updates, with exploration noise"
     rows = jax.tree.map(lambda x: x[~data.rows.closing], data.rows)
-    act = jax.jit(jax.vmap(lambda policy, obs: learner.act(policy, obs, None, (), jax.random.key(0))[0], (None, 0)))
+    act = jax.jit(jax.vmap(lambda policy, obs: learner.act(policy, View(obs), (), jax.random.key(0))[0], (None, 0)))
     noise = np.array([rows.actions - act(policy, rows.obs) for policy in (first, second)])  # (2, 1000, N, A)
     spread = noise.reshape(2, 2, -1).std(axis=2)  # by policy, and by half of the data
     np.testing.assert_allclose(np.diag(spread), 0.05, rtol=0.05)
@@ -253,14 +253,14 @@ def test_a_prey_that_learned_flees_the_same_when_it_is_loaded(task, tmp_path):
     spec = env.task_spec
     learner = make_algorithm("matd3", spec)
     norm = Norm(jax.random.normal(jax.random.key(1), (4, spec.obs_dim)), jnp.full((4, spec.obs_dim), 3.0))
-    stats = Stats(jnp.zeros((4, spec.obs_dim)), jnp.ones((4, spec.obs_dim)))
-    policy = learner.init(jax.random.key(0), stats).policy._replace(norm=norm)
-    policy.params["_Dense_2"]["kernel"] *= 100.0  # it starts so small that all observations look the same
+    context = Context(Stats.unknown(spec))
+    policy = learner.init(jax.random.key(0), context).policy._replace(stats=norm)
+    policy.params["layer_2"]["kernel"] *= 100.0  # it starts so small that all observations look the same
     behaviour.save_prey(tmp_path / "prey.npz", env, policy)
 
     loaded = make_env(task, prey=tmp_path / "prey.npz").prey
     seen = loaded.w1.shape[0]
     obs = jnp.zeros((4, spec.obs_dim)).at[3, :seen].set(jax.random.normal(jax.random.key(2), (seen,)))
-    actions, _ = learner.act(policy, obs, None, (), jax.random.key(3))
-    assert np.abs(actions[3]).min() > 0.01
+    actions, _ = learner.act(policy, View(obs), (), jax.random.key(3))
+    assert np.abs(actions[3]).min() > 1e-3
     np.testing.assert_allclose(loaded.act(obs[3, :seen]), actions[3], atol=1e-5)

@@ -26,7 +26,7 @@ def short():
         patch.setattr(replay, "STEPS", STEPS)
         patch.setattr(replay, "_WARMUP", 200)
         patch.setattr(replay, "_SETTINGS", replay._SETTINGS._replace(capacity=200 + STEPS, warmup=200))
-        patch.setattr(replay, "_OVERRIDES", replay._OVERRIDES | {"hidden": (8,), "epsilon_rounds": 500.0})
+        patch.setattr(replay, "_OVERRIDES", replay._OVERRIDES | {"hidden": (8,), "epsilon_updates": 500.0})
         yield
 
 

@@ -5,23 +5,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs import make
 
 from omarl_jax import UserError, algorithms, make_algorithm
 from omarl_jax.report import episodes
-from omarl_jax.types import Stats
+from omarl_jax.types import Context, Stats, View
 
 
 def trained(name: str, task: str = "uav/iot", **changed: Any) -> tuple[Any, Any]:
     env = make(task)
     spec, method = env.task_spec, algorithms.find(name)
     config = method.configure(spec, {"hidden": (8,), **changed})
-    stats = Stats(jnp.zeros((spec.n_agents, spec.obs_dim)), jnp.ones((spec.n_agents, spec.obs_dim)))
     learner = method.make(config, spec)
-    params = learner.init(jax.random.key(0), stats).policy
+    params = learner.init(jax.random.key(0), Context(Stats.unknown(spec))).policy
     return env, SimpleNamespace(
         algorithm=name, config=config, spec=spec, params=params, functions=(learner.act, learner.carry)
     )
@@ -46,7 +44,7 @@ def test_the_quantiles_of_greedy_actions_are_drawn(monkeypatch, tmp_path: Path, 
 
     # In units of returns; a team's are the sums of its agents'.
     alone = make_algorithm("ciqr", policy.spec, hidden=(8,), quantiles=4, reward_scale=1.0)
-    _, unscaled = alone.return_quantiles(policy.params, episodes._episode(env, policy, seed=0).obs[0])
+    _, unscaled = alone.return_quantiles(policy.params, View(episodes._episode(env, policy, seed=0).obs[0]))
     expected = unscaled if name == "ciqr" else unscaled.sum(axis=0, keepdims=True)
     np.testing.assert_allclose(drawn["values"][0], expected / 0.5, rtol=1e-5)
 

@@ -38,8 +38,8 @@ UPDATES = {  # 100 or, of the cheetah, 10 steps of the published code are one up
     "mujoco/halfcheetah-2x3": (100_000, 100_000, 100_000, 100_000),
 }
 CQR = {"gamma": 0.99, "batch_size": 128, "hidden": (256, 256), "input_norm": "none", "cql_alpha": 1.0}
-CQR |= {"risk": 1.0, "greedy_risk": 1.0, "huber": 1.0, "reward_scale": 1.0}
-CQR |= {"first_epsilon": 1.0, "last_epsilon": 0.01, "epsilon_rounds": 10_000}
+CQR |= {"cvar_level": 1.0, "act_cvar": 1.0, "huber_kappa": 1.0, "reward_scale": 1.0}
+CQR |= {"epsilon_start": 1.0, "epsilon_end": 0.01, "epsilon_updates": 10_000}
 PARTICLE = {"lr": 0.01, "gamma": 0.95, "tau": 0.01, "grad_clip": 0.5, "batch_size": 1024, "hidden": (64, 64)}
 # γ as in the paper: the code means that, too, but runs with 0.95.
 CHEETAH = {"lr": 3e-4, "gamma": 0.99, "tau": 0.005, "grad_clip": 0.5, "batch_size": 256, "hidden": (256, 256)}
@@ -133,10 +133,10 @@ def test_presets_as_published(task: str, dataset: str, algorithm: str, updates: 
     ("algorithm", "task", "expected"),
     [
         # The code of ciqr clips nothing, and no gradient is as long as that.
-        ("ciqr", "", CQR | {"lr": 1e-5, "tau": 0.01, "grad_clip": 1e9, "quantiles": 8, "centralised": False}),
-        ("ccqr", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 8, "centralised": True}),
-        ("ciql", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 0, "centralised": False}),
-        ("ccql", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 0, "centralised": True}),
+        ("ciqr", "", CQR | {"lr": 1e-5, "tau": 0.01, "grad_clip": 1e9, "quantiles": 8, "mixer": "none"}),
+        ("ccqr", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 8, "mixer": "vdn"}),
+        ("ciql", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 0, "mixer": "none"}),
+        ("ccql", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 0, "mixer": "vdn"}),
         ("omar", "particle/spread", PARTICLE | CQL | SEARCH),
         ("omar", "mujoco/halfcheetah-2x3", CHEETAH | CHEETAH_CQL | CHEETAH_SEARCH),
         ("cql", "particle/spread", PARTICLE | CQL),
