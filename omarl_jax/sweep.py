@@ -363,7 +363,7 @@ def _start(
         )
     if old_data != data:
         raise UserError(
-            "These runs started on other data: another version or number of devices has made them anew, and not alike; "
+            "These runs started on other data: another version or number of devices made other data again; "
             f"delete '{path.parent}' to start these runs again."
         )
     return placement, origin

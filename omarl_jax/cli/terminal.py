@@ -37,7 +37,7 @@ def pairs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"What is set is written name=value, not '{pair}'.")
+            raise UserError(f"Options are written name=value, not '{pair}'.")
         try:
             options[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

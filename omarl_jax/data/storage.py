@@ -93,7 +93,7 @@ def require_new(folder: str | Path) -> None:
 
 
 def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -> Dataset:
-    """Opens a dataset; its arrays are read-only and mapped from the files, so only what is used is read.
+    """Opens a dataset; its arrays are read-only and memory-mapped, so only the used parts are read.
 
     Args:
         folder: where `save` put it.

@@ -73,7 +73,7 @@ def load_datasets(
 ) -> list[Dataset]:
     """Makes the datasets of several seeds.
 
-    Rollouts equal those of `load_dataset`. Replay data are equal only in distribution: rounding depends on the number
+    `load_dataset` gives the same rollouts. Replay data are equal only in distribution: rounding depends on the number
     of seeds that learn side by side, and learning amplifies it.
 
     Args:

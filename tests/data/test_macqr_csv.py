@@ -53,7 +53,7 @@ def test_a_log_is_read_as_it_says(log):
 def test_returns_are_those_of_whole_episodes(log, monkeypatch):
     monkeypatch.setattr(uav, "EPISODE_LENGTH", 2)
     data = read_csv(log, devices=DEVICES)
-    # Ages after the steps are 1 and 3, 1 and 5: means 2 and 3. Power and punishment are what is left.
+    # Ages after the steps are 1 and 3, 1 and 5: means 2 and 3. Power and punishment are the rest.
     expected = {"age": 2 + 3, "training_return": -10.5 - 7, "length": 2}
     expected["return"] = (-10.5 + 2) / 2 - 2 + (-7 + 3) / 2 - 3
     metrics = data.metadata["metrics"]
