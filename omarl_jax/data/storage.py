@@ -25,7 +25,7 @@ from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
 from omarl_jax.files import require_writable
 
-FORMAT = 2
+FORMAT = 1
 _DESCRIPTION = "dataset.json"
 
 
