@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax.networks import agents, modules
-from omarl_jax.networks.agents import Agents, OfObservations, Sharing, View, view_of
+from omarl_jax.networks.agents import Agents, CriticView, OfObservations, Sharing, view_of
 from omarl_jax.networks.blocks import CONCAT, in_blocks
 from omarl_jax.networks.normalisation import InputNorm, Net, batch_statistics, normalise
 
@@ -40,7 +40,7 @@ class Critic:
 
     spec: TaskSpec
     agents: Agents
-    view: View
+    view: CriticView
     input_norm: InputNorm
 
     @property
@@ -123,7 +123,7 @@ def critic(
     hidden: tuple[int, ...],
     input_norm: InputNorm,
     sharing: Sharing = "separate",
-    view: View = "own",
+    view: CriticView = "own",
     joint: bool = False,
     heads: int = 2,
 ) -> Critic:
