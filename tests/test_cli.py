@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -400,3 +401,37 @@ def test_importing_is_light():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", [["train", "omiga", "matrix/xor", "random"], ["sweep", "grid.toml"]])
+def test_deterministic_operations_are_requested_before_the_backend_starts(tmp_path, verb):
+    """XLA reads its flags once."""
+    grid = "[[block]]\ntasks = ['matrix/xor']\ndatasets = ['random']\nalgorithms = ['bc']\n"
+    (tmp_path / "grid.toml").write_text(grid)
+    program = """
+import os, sys
+from jax._src import xla_bridge
+from omarl_jax import cli, determinism
+from omarl_jax.cli import sweep, train
+
+def request():
+    print("started" if xla_bridge.backends_are_initialized() else "in time")
+    determinism.request_deterministic_operations()
+
+def train_grid(*given):
+    from omarl_jax.runs import environment_record
+    print(os.environ["XLA_FLAGS"], environment_record()["deterministic"])
+    return 0
+
+for module in (sweep, train):
+    module.request_deterministic_operations, module.train_grid = request, train_grid
+cli.main()
+"""
+    for options, said in (
+        (["--deterministic"], ["in time", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true True"]),
+        ([], ["--xla_backend_optimization_level=0 False"]),
+    ):
+        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        command = [sys.executable, "-c", program, *verb, *options]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stdout.splitlines() == said, done.stderr

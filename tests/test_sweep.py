@@ -22,6 +22,7 @@ from omarl_jax.datasets import catalogue
 from omarl_jax.grid import make_grid, read_grid
 from omarl_jax.report.load import load_runs
 from omarl_jax.rollout import collect, uniform_act
+from omarl_jax.runs import environment_record
 from omarl_jax.sweep import open_datasets, run_groups
 from omarl_jax.sweep import sweep as run_sweep
 
@@ -160,7 +161,7 @@ def test_a_folder_is_taken_as_it_is(grid, tmp_path):
     assert dataset.metadata["expert"] == 516.8  # that of the task, on which the team is evaluated
 
 
-def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path):
+def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path, monkeypatch):
     grid.write_text(GRID.replace("updates = 2000", "updates = 4").replace("evaluations = 5", "evaluations = 2"))
     assert not run_sweep(read_grid(grid), tmp_path / "out")
     for run in (tmp_path / "out" / "runs").glob("*/DONE"):
@@ -172,6 +173,17 @@ def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path):
     start = json.loads(file.read_text())
     file.write_text(json.dumps(start | {"data": [start["data"][0], "other"]}))
     assert "started on other data" in one_reason(grid, tmp_path)
+
+    now = environment_record()
+    for asked, words in ((True, "without --deterministic"), (False, "with --deterministic")):
+        file.write_text(json.dumps(start | {"deterministic": not asked}))
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                omarl_jax.sweep,
+                "environment_record",
+                lambda asked=asked: now | {"backend": "gpu", "deterministic": asked},
+            )
+            assert f"started {words}" in one_reason(grid, tmp_path)
 
     file.write_text(json.dumps(start | {"code": "of yesterday"}))
     assert not run_sweep(read_grid(grid), tmp_path / "out")

@@ -41,7 +41,9 @@ def _product_forward(x: chex.Array, kernel: chex.Array) -> tuple[chex.Array, tup
 
 def _product_backward(inputs: tuple[chex.Array, chex.Array], grad: chex.Array) -> tuple[chex.Array, chex.Array]:
     x, kernel = inputs
-    return jnp.einsum("...o,io->...i", grad, kernel), jnp.einsum("...i,...o->io", x, grad)
+    # As matrices: XLA would make a transposed copy of `x` if there were several axes to sum over.
+    rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    return jnp.einsum("...o,io->...i", grad, kernel), jnp.einsum("ri,ro->io", rows, grads)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -138,9 +140,9 @@ class Heads(nn.Module):
             (w, b), *rest = layers
             if self.affine:  # applied to the weights, because there may be many candidate actions
                 b, w = b + norm[1] @ w, norm[0][:, None] * w
-            x = (obs @ w[:n_obs] + b + actions @ w[n_obs:]).reshape(-1, self.hidden[0])
+            x = (_product(obs, w[:n_obs]) + b + _product(actions, w[n_obs:])).reshape(-1, self.hidden[0])
             for w, b in rest:
-                x = nn.relu(x) @ w + b
+                x = _product(nn.relu(x), w) + b
             return x.reshape(actions.shape[:-1])
 
         return jax.vmap(value)(jax.tree.map(lambda x: x[:heads], layers))
