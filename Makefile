@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 GRID ?=
+SHORT ?=
 BIN := .venv/bin
 
 # On a CPU each core trains runs of its own, which is faster than many cores on one run; accelerators ignore this.
 export JAX_NUM_CPU_DEVICES ?= $(shell getconf _NPROCESSORS_ONLN)
 
-# CUDA 13 needs a driver of version 580 or later, CUDA 12 one of 525; the numbers of the PCI devices are those of TPUs.
+# CUDA 13 needs a driver of version 580 or later, CUDA 12 one of 525; the PCI numbers are TPUs.
 define DETECT
 driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1); \
 if [ "$$driver" -ge 580 ] 2>/dev/null; then echo cuda13; \
@@ -49,8 +50,8 @@ lint: $(READY) ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/.bench ## measure speed against NumPy and PyTorch
-	$(BIN)/python experiments/benchmarks/bench.py
+bench: $(if $(SHORT),$(READY),.venv/.bench) ## measure speed against NumPy and PyTorch, or in minutes with SHORT=1
+	$(BIN)/python experiments/benchmarks/bench.py $(if $(SHORT),--short)
 
 clean: ## remove .venv, caches and builds, but no results
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

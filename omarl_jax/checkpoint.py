@@ -32,7 +32,7 @@ class Checkpoints:
         return any(path.name.isdigit() for path in folder.glob("*"))
 
     def save(self, updates: int, tree: Any) -> None:
-        """Saves a state after so many updates. A crash meanwhile leaves the checkpoint before it in force."""
+        """Saves a state after so many updates. If it crashes meanwhile, the previous checkpoint stays valid."""
         try:
             self._manager.save(updates, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
@@ -44,7 +44,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """Reads the newest checkpoint into the structure, shapes and placement of `like`.
 
-        One that is damaged gives way to the one before it.
+        If it is damaged, the one before it is read.
 
         Returns:
             the state and its updates; None if nothing was saved yet.
@@ -53,7 +53,7 @@ class Checkpoints:
             UserError: if no checkpoint can be read, or they belong to something else.
         """
 
-        def described(x: Any) -> Any:  # what is on the host is its own description
+        def described(x: Any) -> Any:  # arrays on the host describe themselves
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
         target = ocp.args.StandardRestore(jax.tree.map(described, like))
@@ -76,5 +76,5 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for what is being written and lets go of the folder."""
+        """Waits for unfinished writes and releases the folder."""
         self._manager.close()

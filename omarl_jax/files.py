@@ -1,4 +1,4 @@
-"""Files that appear under their names only when they are whole, and what may be believed of what stands in them."""
+"""Files that appear under their names only when they are whole, and checks of names that stand in files."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ def require_writable(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` once everything is written; until then what was there stays.
+    """Opens a file that replaces `path` once everything is written; until then the old one stays.
 
     Raises:
         UserError: if it cannot be written.
@@ -70,7 +70,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
-        # What NumPy says of a file that is none of its own is to read it as a pickle.
+        # NumPy's own error suggests to read the file as a pickle.
         raise UserError(f"'{path}' cannot be read: it is no archive of arrays (.npz), or damaged.") from None
 
 
@@ -87,7 +87,7 @@ def require_trusted(module: str, allow_import: bool) -> None:
 
 
 def require_trusted_task(task: str, allow_import: bool) -> None:
-    """The same for a task `family/task` that a file names; tasks of this package are always trusted."""
+    """`require_trusted` for a task `family/task`; tasks of this package are always trusted."""
     family = task.partition("/")[0]
     if "." in family:
         require_trusted(family, allow_import)

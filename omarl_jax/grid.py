@@ -64,7 +64,7 @@ def read_grid(path: pathlib.Path) -> Grid:
 
 
 def make_grid(content: dict[str, Any]) -> Grid:
-    """A grid from what stands in its file; a run that is named twice is trained once.
+    """A grid from the content of its file; a run that is named twice is trained once.
 
     Raises:
         UserError: for unknown names and values that make no sense.

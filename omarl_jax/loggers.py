@@ -1,4 +1,4 @@
-"""Where metrics go: a JSON line per chunk always, Weights & Biases when it is asked for."""
+"""Where metrics go: always to a JSON line per chunk, and to Weights & Biases on request."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ class Logger(Protocol):
         ...
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the rest and closes."""
         ...
 
 
@@ -40,7 +40,7 @@ class JsonLines:
             raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends a row; what is not finite becomes null."""
+        """Appends a row; values that are not finite become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         try:
             self._file.write(json.dumps(finite) + "\n")
@@ -63,7 +63,7 @@ class WandB:
     """
 
     def __init__(self, project: str, folder: pathlib.Path, name: str, group: str, config: dict[str, Any]):
-        import wandb  # only here: it costs a second and is wanted by few
+        import wandb  # only here: it costs a second and few use it
 
         has_key = bool(wandb.api.api_key)
         self._run = wandb.init(

@@ -1,7 +1,7 @@
 """Online training: an algorithm's update steps fed from a replay buffer that its own policy fills.
 
-It makes the behaviour policies of the offline datasets and fine-tunes policies that were trained offline. Many
-environments step in parallel; after every step of all of them the learner makes one update.
+It makes the behaviour policies of the offline datasets. Many environments step in parallel; after every step of all of
+them the learner makes one update.
 """
 
 import functools
@@ -59,6 +59,13 @@ def init(
 ) -> OnlineState:
     """The state after the warm-up, for a new learner or one that was trained offline.
 
+    Args:
+        algorithm: the method.
+        learner: its state.
+        env: the task.
+        settings: how experience is gathered.
+        key: randomness.
+
     Raises:
         UserError: if the method needs more than single transitions, does not explore, or its policy has a memory.
     """
@@ -100,7 +107,7 @@ def step(
         key: the run's key, the same in every step: randomness is `fold_in(key, step)`.
 
     Returns:
-        the next state; and metrics: those of the method, and the task's quantities, means over environments.
+        the next state; and the metrics of the method and the task, means over environments.
     """
     act_key, sample_key, update_key = jax.random.split(jax.random.fold_in(key, step), 3)
     policy = state.learner.policy

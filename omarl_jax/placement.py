@@ -17,14 +17,19 @@ _RUNS = PartitionSpec("runs")
 
 
 def schedule(n_runs: int, slots: int, updates: int) -> list[tuple[list[int], int]]:
-    """How to make so many updates with every run, a program with so many slots working on one run in each.
+    """The calls of a program with a fixed number of slots that make the updates of all runs.
 
     Work is packed with McNaughton's wrap-around rule (1959): slots are filled one after the other, and a run that
-    overflows one slot starts on the next and is finished on the first. So no slot is idle, but for the updates that do
-    not divide evenly. There, and with fewer runs than slots, slots that are left over repeat the last run.
+    overflows one slot starts on the next and is finished on the first. So no slot is idle, except for updates that do
+    not divide evenly. There, and with fewer runs than slots, the remaining slots repeat the last run.
+
+    Args:
+        n_runs: R, runs.
+        slots: S, runs that one call works on.
+        updates: of each run.
 
     Returns:
-        the calls of the program, in order: the runs of its slots, and with how many updates.
+        the calls in order: the run of each slot (S of them), and the number of updates.
     """
     parts = 1 if n_runs <= slots else slots // math.gcd(n_runs, slots)  # pieces of each run's work
     each, rest = divmod(updates, parts)
@@ -43,7 +48,7 @@ class Placement:
     Numbers are reproduced to the last bit by the same placement only.
 
     Attributes:
-        slots: S, a multiple of `devices`; those of one device are computed together (`vmap`).
+        slots: S, a multiple of `devices`; the slots of one device are computed together (`vmap`).
         devices: devices that the slots are spread over.
     """
 
@@ -67,7 +72,7 @@ class Placement:
         return Placement(-(-of_a_device // batches) * devices, devices)
 
     def map_runs(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Turns a function of one run, and of what all runs share, into that of all slots, every leaf (S, …)."""
+        """Maps a function of one run, and of arrays that all runs share, over all slots, every leaf (S, …)."""
 
         def of_a_device(runs: Any, shared: Any) -> Any:
             if self.slots > self.devices:
@@ -88,10 +93,10 @@ class Placement:
             program: compiled.
             n_runs: R, the number of runs.
             runs: every leaf (R, …), or (S, …) if there are slots enough.
-            shared: what all runs share.
+            shared: arrays that all runs share.
 
         Returns:
-            what the program returns for each run, every leaf (R, …), on the host.
+            the results of each run, every leaf (R, …), on the host.
         """
         done: Any = None
         for ids, _ in schedule(n_runs, self.slots, 1):
@@ -121,5 +126,11 @@ def fetch(tree: Any) -> Any:
 
 
 def write(runs: Any, ids: Sequence[int], part: Any) -> None:
-    """Writes what a program returned for some runs, (S, …), into (R, …) arrays on the host."""
+    """Writes the results of some runs into the arrays of all runs, in place.
+
+    Args:
+        runs: arrays (R, …) on the host.
+        ids: S numbers of runs.
+        part: arrays (S, …) of these runs.
+    """
     jax.tree.map(lambda whole, x: whole.__setitem__(np.array(ids), x), runs, part)

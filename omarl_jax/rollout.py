@@ -35,7 +35,7 @@ class Trajectory(NamedTuple):
         terminal: (T, N) bool.
         valid: (T,) bool, False after the end of an episode.
         totals: () float32 each: the sum of each quantity of the task over the valid steps, and `length`, their number.
-        env_state: the states of the environment, every leaf (T + 1, …), or None where nobody asked for them.
+        env_state: the states of the environment, every leaf (T + 1, …), or None unless requested.
     """
 
     obs: chex.Array
@@ -50,7 +50,7 @@ class Trajectory(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What one step leaves behind: before it, (observation, env_state or None); and what came of it."""
+    """A step: (observation, env_state or None) before it, and its results."""
 
     before: tuple[Observation, Any]
     actions: chex.Array
@@ -77,7 +77,7 @@ def rollout(
         policy: its parameters.
         key: randomness.
         explore: whether the policy explores.
-        env_states: whether to keep the states of the environment.
+        env_states: whether to return the states of the environment.
     """
     totals, steps, last = _episode(
         env, act, carry, policy, key, explore, lambda step: step if env_states else _without_env_state(step)
@@ -145,7 +145,8 @@ def uniform_act(spec: TaskSpec) -> Act:
 
     def act(policy: Any, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[Any, Any]:
         if spec.kind == "discrete":
-            return jax.random.categorical(key, jnp.where(view.action_mask, 0.0, -jnp.inf)), carry
+            legal = jnp.asarray(view.action_mask)
+            return jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf)), carry
         actions = jax.random.uniform(key, (spec.n_agents, spec.action_dim), minval=-1.0, maxval=1.0)
         return without_padding(actions, spec), carry
 
@@ -213,8 +214,8 @@ def _episode(
     """One episode.
 
     Returns:
-        the totals (see `Trajectory`), what `keep` takes of each step, every leaf (T, …), and the last observation and
-        state of the environment.
+        the totals (see `Trajectory`); the results of `keep` for each step, every leaf (T, …); and the last observation
+        and state of the environment.
     """
     reset_key, key = jax.random.split(key)
     env_state, timestep = env.reset(reset_key)
@@ -227,14 +228,14 @@ def _episode(
         next_env_state, timestep = env.step(env_state, actions)
         quantities = timestep.extras["metrics"] | {"length": jnp.float32(1.0)}
         totals = {name: total + jnp.where(valid, quantities[name], 0.0) for name, total in totals.items()}
-        kept = keep(_Step((view, env_state), actions, timestep.reward, timestep.discount == 0.0, valid))
-        return (next_env_state, timestep.observation, carry, valid & ~timestep.last(), totals), kept
+        outputs = keep(_Step((view, env_state), actions, timestep.reward, timestep.discount == 0.0, valid))
+        return (next_env_state, timestep.observation, carry, valid & ~timestep.last(), totals), outputs
 
     totals = dict.fromkeys((*timestep.extras["metrics"], "length"), jnp.float32(0.0))
     start = (env_state, timestep.observation, carry, jnp.bool_(True), totals)
-    end, kept = jax.lax.scan(step, start, jnp.arange(env.task_spec.episode_length))
+    end, outputs = jax.lax.scan(step, start, jnp.arange(env.task_spec.episode_length))
     env_state, view, _, _, totals = end
-    return totals, kept, (view, env_state)
+    return totals, outputs, (view, env_state)
 
 
 def _without_env_state(step: _Step) -> _Step:

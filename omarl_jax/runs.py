@@ -1,4 +1,4 @@
-"""What a run is, how it is named, and its folder on disk.
+"""Runs, their names, and their folders on disk.
 
 config.json       what the run is (`Run`), its data, and reference returns; written at the start
 metrics.jsonl     a line for each chunk of training: `updates`, the method's metrics, `return`
@@ -28,6 +28,7 @@ import omarl_jax
 from omarl_jax import algorithms, presets
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.datasets.catalogue import default_size
+from omarl_jax.determinism import deterministic_operations_requested
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
 from omarl_jax.files import RUN_FORMAT, read_arrays, replacing
@@ -48,8 +49,8 @@ class Run:
         config: the method's hyperparameters.
         options: constructor arguments of the task.
         size: transitions of the data, None for the recipe's own number.
-        data_digest: what the data are made from (see `datasets.catalogue.digest`).
-        preset: where the published hyperparameters stand that it was started with; empty without any.
+        data_digest: identifies the sources of the data (see `datasets.catalogue.digest`).
+        preset: the source of the published hyperparameters it was started with; empty without any.
     """
 
     algorithm: str
@@ -68,8 +69,8 @@ class Run:
     def config_hash(self) -> str:
         """Identifies everything about the run but its seeds.
 
-        Of the hyperparameters only those that differ from the method's defaults count, so that a method may gain one
-        without renaming any run; where a default changes its meaning, `Config.version` is raised.
+        Of the hyperparameters only those that differ from the method's defaults count, so that a new one
+        renames no run; if a default changes its meaning, `Config.version` is raised.
         """
         method = algorithms.find(self.algorithm)
         identity = {
@@ -94,7 +95,7 @@ class Run:
 
 
 def _canonical(value: Any) -> Any:
-    """A value as JSON that is the same however it was given: lists for tuples, Python's numbers for NumPy's."""
+    """A value in canonical JSON: lists for tuples, Python's numbers for NumPy's."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
@@ -126,7 +127,7 @@ class RunFolder:
         return (self.path / "DONE").exists()
 
     def start(self, run: Run, dataset: Dataset, data_hash: str) -> None:
-        """Writes what the run is.
+        """Writes the description of the run.
 
         Args:
             run: the run.
@@ -206,7 +207,7 @@ class RunFolder:
 
 
 def _as_published(run: Run) -> bool:
-    """Whether hyperparameters and updates are those of the published score, if there is one."""
+    """Whether hyperparameters and updates equal the published score's, if there is one."""
     if published.lookup(run.task, run.dataset, run.algorithm) is None:
         return False
     preset = presets.preset(run.algorithm, run.task, run.dataset)
@@ -215,7 +216,10 @@ def _as_published(run: Run) -> bool:
 
 
 def environment_record() -> dict[str, Any]:
-    """What numbers may depend on: date, versions, device, precision, and `code`, the hash of our sources."""
+    """What numbers may depend on: date, versions, device, precision, and `code`, the hash of our sources.
+
+    `deterministic` tells whether deterministic operations were requested.
+    """
     packages = ("omarl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "date": datetime.date.today().isoformat(),
@@ -225,6 +229,7 @@ def environment_record() -> dict[str, Any]:
         "matmul_precision": str(
             jax.config.values["jax_default_matmul_precision"] or "default"
         ),  # `None` is the backend's own
+        "deterministic": deterministic_operations_requested(),
         "code": _code(),
     }
 

@@ -75,7 +75,7 @@ def sweep(
 
     Args:
         grid: the runs.
-        out: folder; `out/runs` holds a folder for each run, `out/groups` the checkpoints, `out/data` parts of logs.
+        out: folder; `out/runs` holds a folder for each run, `out/groups` the checkpoints, `out/data` replay data.
         report: receives progress, with the number of the group among `run_groups(grid.runs)`.
         wandb: a Weights & Biases project to log to.
 
@@ -138,7 +138,7 @@ def train_group(
 
     Args:
         runs: a run group.
-        grid: with how much to evaluate.
+        grid: how much to evaluate.
         out: as in `sweep`.
         report: receives progress.
         wandb: a Weights & Biases project to log to.
@@ -260,7 +260,7 @@ def _train(
     now = environment_record()
     changed = {name: value for name, value in origin.items() if value != now[name]}
     record = now | {
-        "started_with": changed,  # what was different at the start: the same numbers cannot be promised then
+        "started_with": changed,  # differences to the start, with which numbers may differ
         "group": checkpoints.folder.parent.name,
         "placement": dataclasses.asdict(trainer.placement),
         "updates_per_second": float(np.median(rates)) if rates else None,
@@ -272,8 +272,19 @@ def _train(
 def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache: pathlib.Path) -> list[Dataset]:
     """The data of runs that differ in their data's seed: made by their recipe, or read from disk.
 
-    Parts of logs are stored in the folder `cache`: to learn them takes minutes, and on other devices others would be
-    learned.
+    Replay data are stored in the folder `cache`: learning them takes minutes, and other devices would learn others.
+
+    Args:
+        env: the task.
+        run: one of the runs; its own data seed does not matter.
+        data_seeds: one for each dataset.
+        cache: the folder of replay data.
+
+    Returns:
+        the datasets, one for each seed.
+
+    Raises:
+        UserError: if a dataset cannot be made or read, or was made with other options of the task.
     """
     if run.dataset in replay.SLICES:
         return _cached(env, run, data_seeds, cache)
@@ -285,7 +296,7 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache
         raise UserError(f"The data in '{run.dataset}' were made with the task's options {options}: give the same.")
     metadata = dataset.metadata
     mean_return = metadata.get("mean_return")
-    # A task that knows more may count it otherwise; and parts of episodes have no return.
+    # A task with metrics of its own may define its return differently; and parts of episodes have no return.
     if mean_return is None and env.metric_names == ("return",) and dataset.whole_episodes.all():
         mean_return = float(dataset.episode_returns().mean())
     known = reference_metadata(env, mean_return)
@@ -343,9 +354,16 @@ def _start(
             f"These runs started on {placement.devices} devices and here are {jax.device_count()} (on a CPU, "
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
         )
+    asked = now["deterministic"]
+    if now["backend"] != "cpu" and origin.get("deterministic", asked) != asked:
+        instead = "without" if asked else "with"
+        raise UserError(
+            f"These runs started {instead} --deterministic, which their numbers depend on: go on {instead} it, or "
+            f"delete '{path.parent}' to start them again."
+        )
     if old_data != data:
         raise UserError(
-            "These runs started on other data: another version or number of devices has made them anew, and not alike; "
+            "These runs started on other data: another version or number of devices made other data again; "
             f"delete '{path.parent}' to start these runs again."
         )
     return placement, origin

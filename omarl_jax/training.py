@@ -33,7 +33,7 @@ from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
 
 
 class RunState(NamedTuple):
-    """What a run has learned; in a program every leaf begins with (S,), the slots.
+    """The state of a run; in a program every leaf begins with (S,), the slots.
 
     Attributes:
         state: the method's state.
@@ -48,7 +48,7 @@ class RunState(NamedTuple):
 
 
 class RunInputs(NamedTuple):
-    """What a run is given: nothing in it changes while it trains; in a program every leaf begins with (S,).
+    """The inputs of a run, which do not change while it trains; in a program every leaf begins with (S,).
 
     Attributes:
         config: the method's hyperparameters.
@@ -76,7 +76,7 @@ class Trainer:
     Attributes:
         updates: updates made with each run.
         runs: the state of every run, (R, …): on the devices if there is a slot for each run (then it is (S, …), where
-            slots that are left over repeat the last run), and otherwise on the host.
+            the remaining slots repeat the last run), and otherwise on the host.
     """
 
     runs: RunState
@@ -249,7 +249,7 @@ def fit(trainer: Trainer, updates: int, evaluations: int, episodes: int) -> Iter
     """The training loop: trains from where the trainer is, and evaluates after each chunk.
 
     Args:
-        trainer: the runs. Between two chunks it is as it was at the end of the first: to log, to save, or to stop.
+        trainer: the runs. While the generator waits, it holds the state at the end of the last chunk.
         updates: the number of updates of a run from its beginning.
         evaluations: how often to evaluate, evenly spread; fewer where updates are few.
         episodes: of each evaluation.
@@ -286,14 +286,14 @@ def make_algorithm(name: str, spec: TaskSpec, **hyperparameters: Any) -> Algorit
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `train` gives back; R runs, in the order of `configs` and `seeds`.
+    """The result of `train`: R runs, in the order of `configs` and `seeds`.
 
     Attributes:
         configs: the hyperparameters of each run.
         seeds: the seed of each run.
         updates: (E,) updates after which the policies were evaluated.
         returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged.
-        scores: (E, R) the same, normalised; None where the task has no reference.
+        scores: (E, R) normalised returns; None where the task has no reference.
         metrics: each (E, R), means over the updates before each evaluation; NaN where a run does not have it.
         diverged_at: (R,) the first update of each run that was not finite, or -1.
         options: constructor arguments of the task that the data were made with.
@@ -334,7 +334,7 @@ def train(
 ) -> Result:
     """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
 
-    The numbers are those of `omarl train` with the same words. A run that diverges stops alone, with a warning. On
+    `omarl train` with the same arguments gives the same numbers. A run that diverges stops alone, with a warning. On
     accelerators, matrices are multiplied with the precision of `jax_default_matmul_precision`, which the command line
     sets to float32.
 

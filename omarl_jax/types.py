@@ -1,4 +1,4 @@
-"""The types that everything else speaks in, and the legend of shapes.
+"""The types that all parts share, and the legend of shapes.
 
 Shapes are written with these letters, and the agent axis stands right after batch or time:
 
@@ -31,6 +31,7 @@ __all__ = [
     "config",
 ]
 
+SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 Metrics = dict[str, chex.Array]
 SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 _C = TypeVar("_C")
@@ -48,8 +49,8 @@ class Transition(NamedTuple):
         next_obs: (B, N, O) float32, the true last observation where an episode ends.
         terminal: (B, N) bool, the task ended for the agent: no bootstrap.
         truncated: (B,) bool, the episode was cut off here: bootstrap all the same.
-        next_actions: (B, N, A) or (B, N), what the behaviour did next (SARSA-type methods); 0 where the task has ended
-            for all.
+        next_actions: (B, N, A) or (B, N), the behaviour's next actions (for SARSA-type methods); 0 where the task has
+            ended for all.
         state, next_state: (B, S) float32, the global state.
         returns_to_go: (B, N) float32, the undiscounted sum of rewards from this step to the end of its episode.
         action_mask, next_action_mask: (B, N, A) bool, legal actions of discrete tasks.
@@ -90,7 +91,7 @@ class Stats(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a method may know when it starts.
+    """What a method knows when it starts.
 
     Attributes:
         stats: statistics of the data.
@@ -100,7 +101,7 @@ class Context(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a method asks of the data, decided before anything is compiled.
+    """The data that a method needs, decided before anything is compiled.
 
     Attributes:
         batch_size: B, transitions (or windows) a batch.
@@ -156,7 +157,7 @@ class Algorithm(NamedTuple):
         update: (state, batch, key) -> state, metrics. One step of every network. Metrics are () arrays.
         act: (policy, view, carry, key, explore) -> actions (N, …), carry. The carry is empty for policies without
             memory. With `explore`, actions are as the behaviour policy takes them.
-        needs: what the method asks of the data.
+        needs: the data that the method needs.
         carry: the first carry of `act`.
         explores: whether `explore` changes what `act` does; online training needs a method that does.
         values: (state, batch) -> (heads, B, G), the values of the batch's actions, for probes; None for methods without

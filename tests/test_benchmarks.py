@@ -1,5 +1,9 @@
-"""What the benchmarks compare with computes the right thing: environments step for step, OMAR by known answers."""
+"""What the benchmarks compare with computes the right thing, and what they report is so.
 
+Environments agree step for step, OMAR with known answers, OMIGA with ours after an update.
+"""
+
+import dataclasses
 import math
 import pathlib
 import sys
@@ -14,14 +18,20 @@ from omarl_envs.particle.prey import Prey
 from omarl_envs.particle.pursuit import TAG, WORLD, Pursuit
 from omarl_envs.particle.spread import Spread
 
-from omarl_jax import make_algorithm
-from omarl_jax.types import Stats, Transition
+from omarl_jax import algorithms, make_algorithm
+from omarl_jax.data.dataset import concat_datasets, sample
+from omarl_jax.data.validation import validate
+from omarl_jax.networks import blocks
+from omarl_jax.types import Context, Stats, Transition
 
 # The benchmarks are scripts, no part of the installed packages.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"))
 
+import measuring
 import naive_env
 import numpy_particle
+import same_bits
+import short
 
 N_ENVS, LENGTH = 64, 25
 
@@ -237,7 +247,7 @@ def test_the_pytorch_ciqr_has_the_loss_of_ours():
     rng = np.random.default_rng(0)
     n = torch_ciqr.N_AGENTS
     stats = Stats(jnp.zeros((n, torch_ciqr.OBS_DIM)), jnp.ones((n, torch_ciqr.OBS_DIM)))
-    state = algorithm.init(jax.random.key(0), stats)
+    state = algorithm.init(jax.random.key(0), Context(stats))
     state = state._replace(target=jax.tree.map(lambda x: 0.9 * x, state.target))
     obs, next_obs = rng.normal(size=(2, 32, torch_ciqr.OBS_DIM)).astype(np.float32)
     actions = rng.integers(0, torch_ciqr.N_ACTIONS, (32, n)).astype(np.int32)
@@ -249,9 +259,9 @@ def test_the_pytorch_ciqr_has_the_loss_of_ours():
     losses = []
     for i in range(n):
         agent = torch_ciqr.Agent(torch_ciqr.Config())
-        for network, params in ((agent.network, state.policy.params), (agent.target, state.target)):
+        for network, params in ((agent.network, state.policy.net.params), (agent.target, state.target)):
             for number, layer in enumerate((network[0], network[2], network[4])):
-                of = jax.tree.map(lambda x, i=i: torch.from_numpy(np.array(x[i])), params[f"_Dense_{number}"])
+                of = jax.tree.map(lambda x, i=i: torch.from_numpy(np.array(x[i])), params[f"layer_{number}"])
                 layer.weight.data, layer.bias.data = of["kernel"].T.contiguous(), of["bias"]
         arrays = (obs, actions[:, i].astype(np.int64), rewards, next_obs, terminal.astype(np.float32))
         losses.append(agent.loss(*map(torch.from_numpy, arrays)).item())
@@ -272,3 +282,155 @@ def test_the_naive_uav_task_is_the_same_task():
         np.testing.assert_array_equal(next_state.cells, naive_state.cells)
         np.testing.assert_allclose(timestep.reward, naive_timestep.reward, rtol=1e-5)
         state = next_state
+
+
+def _batch(name: str, spec, config, terminal=()):
+    """The method and a batch of random transitions."""
+    algorithm = algorithms.find(name).make(config, spec)
+    data, (window,) = concat_datasets([measuring.synthetic_dataset(spec, 5_000)], algorithm.needs)
+    batch = sample(data, window, jax.random.key(1), algorithm.needs)
+    ended = np.zeros(batch.terminal.shape, bool)
+    ended[list(terminal)] = True
+    return algorithm, batch._replace(terminal=jnp.asarray(ended))
+
+
+def test_an_update_of_the_pytorch_omiga_is_an_update_of_ours():
+    torch = pytest.importorskip("torch")
+    import torch_omiga
+
+    spec = dataclasses.replace(measuring.OMIGA_SPEC, n_agents=3, obs_dim=5, action_dim=2, state_dim=15)
+    # α so small that some exponents are clipped, and a small limit of gradients
+    ours = {"hidden": (16, 16), "mixer_hidden": 8, "batch_size": 32, "alpha": 0.005, "grad_clip": 0.1, "tau": 0.3}
+    algorithm, batch = _batch("omiga", spec, algorithms.find("omiga").configure(spec, ours), terminal=(0, 3))
+    rewards = jnp.broadcast_to(batch.rewards[:, :1], batch.rewards.shape)
+    batch = batch._replace(rewards=rewards)
+    start = algorithm.init(jax.random.key(0), Context(Stats.unknown(spec)))
+    start = start._replace(  # targets that differ from what follows them
+        target_q=jax.tree.map(lambda x: 1.5 * x, start.target_q),
+        target_v=jax.tree.map(lambda x: 0.5 * x, start.target_v),
+    )
+
+    config = torch_omiga.Config(16, 8, 32, alpha=0.005, tau=0.3, max_grad_norm=0.1)
+    learner = torch_omiga.Learner(3, 5, 2, config)
+
+    def layers(state):
+        """(PyTorch's layer, our parameters) of all layers; those of a critic begin with (1,), its heads."""
+        plain = (
+            (learner.policy, state.policy.params),
+            (learner.v, state.v),
+            (learner.target_v, state.target_v),
+            (learner.q, jax.tree.map(lambda x: x[0], state.q[0])),
+            (learner.target_q, jax.tree.map(lambda x: x[0], state.target_q[0])),
+        )
+        for network, params in plain:
+            for number in range(3):
+                yield network[2 * number], params[f"layer_{number}"]
+        for mixer, params in ((learner.mixer, state.q[1]), (learner.target_mixer, state.target_q[1])):
+            for layer, name in ((mixer.first, "layer_0"), (mixer.weights, "weights"), (mixer.bias, "bias")):
+                yield layer, params[name]
+
+    for layer, params in layers(start):
+        layer.weight.data = torch.from_numpy(np.array(params["kernel"]).T.copy())
+        layer.bias.data = torch.from_numpy(np.array(params["bias"]))
+    arrays = (batch.obs, batch.actions, rewards[:, 0], batch.next_obs, batch.terminal[:, 0].astype(jnp.float32))
+    theirs = torch_omiga.Batch(*(torch.from_numpy(np.array(x)) for x in arrays))
+    with torch.no_grad():
+        weights, _ = learner.target_mixer(theirs.obs.flatten(1))
+        q = learner.target_q(learner.with_ids(theirs.obs, theirs.actions)).squeeze(-1)
+        z = weights * (q - learner.v(learner.with_ids(theirs.obs)).squeeze(-1)) / config.alpha
+    for part in (z > 10.0, z < -10.0, z.abs() < 9.0):
+        assert part.any()
+
+    end, metrics = jax.jit(algorithm.update)(start, batch, jax.random.key(2))
+    losses = learner.update(theirs)
+    for name, loss in zip(("policy_loss", "critic_loss", "value_loss"), losses, strict=True):
+        assert loss.item() == pytest.approx(float(metrics[name]), rel=1e-4)
+    for layer, params in layers(end):
+        np.testing.assert_allclose(layer.weight.detach().numpy().T, params["kernel"], atol=1e-5)
+        np.testing.assert_allclose(layer.bias.detach().numpy(), params["bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["omar", "omiga", "ciqr"])
+def test_the_counted_products_are_those_that_xla_counts(name, monkeypatch):
+    """XLA counts everything, so a few per cent more."""
+    monkeypatch.setattr(blocks, "_BLOCK", 1 << 20)  # it counts the body of a loop once
+    spec = (
+        measuring.OMIGA_SPEC
+        if name == "omiga"
+        else make({"omar": "particle/spread", "ciqr": "uav/iot"}[name]).task_spec
+    )
+    config = algorithms.find(name).configure(spec, {})
+    algorithm = algorithms.find(name).make(config, spec)
+    state = jax.eval_shape(lambda key: algorithm.init(key, Context(Stats.unknown(spec))), jax.random.key(0))
+    each, batch_size = (config.batch_size, spec.n_agents), config.batch_size
+    discrete = spec.kind == "discrete"
+    arrays = {
+        "obs": jnp.zeros((*each, spec.obs_dim)),
+        "actions": jnp.zeros(each, jnp.int32) if discrete else jnp.zeros((*each, spec.action_dim)),
+        "rewards": jnp.zeros(each),
+        "next_obs": jnp.zeros((*each, spec.obs_dim)),
+        "terminal": jnp.zeros(each, bool),
+        "truncated": jnp.zeros(batch_size, bool),
+        "state": jnp.zeros((batch_size, spec.state_dim)),
+        "next_state": jnp.zeros((batch_size, spec.state_dim)),
+    }
+    update = jax.jit(algorithm.update).lower(state, Transition(**arrays), jax.random.key(0)).compile()
+    counted = getattr(measuring, f"{name}_flops")(config, spec)
+    assert counted < update.cost_analysis()["flops"] < 1.06 * counted
+
+
+def test_the_random_data_are_valid_and_consist_of_whole_episodes():
+    dataset = measuring.synthetic_dataset(measuring.OMIGA_SPEC, 3_000)
+    validate(dataset)
+    assert dataset.size == 3_000
+    assert dataset.whole_episodes.tolist() == [True] * 3
+
+
+def test_runs_for_which_memory_is_too_small_are_trained_in_smaller_groups(monkeypatch):
+    class Trainer:
+        def __init__(self, method, configs, seeds, datasets, data_of, env, placement):
+            self.width = placement.slots // placement.devices
+
+        def advance(self, updates):
+            if self.width > 30:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
+
+    monkeypatch.setattr(short, "Trainer", Trainer)
+    monkeypatch.setattr(short, "SECONDS", 0.0)
+    # On a CPU a device takes one run at a time unless told otherwise.
+    default = short.Placement.default
+    monkeypatch.setattr(short.Placement, "default", lambda runs, most=None: default(runs, most or runs))
+    spec = dataclasses.replace(measuring.OMIGA_SPEC, episode_length=10)
+    rows = short.training_rows("omiga", spec, (20, 100), deadline=math.inf)
+    assert [(row["runs"], row["side_by_side"], row["status"]) for row in rows] == [
+        (20, 20, "measured"),
+        (100, 100, "out of memory"),
+        (100, 50, "out of memory"),
+        (100, 25, "measured"),
+    ]
+    late = short.training_rows("omiga", spec, (20, 100), deadline=-math.inf)
+    assert [row["status"] for row in late] == ["skipped", "skipped"]
+
+    def broken(self, updates):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(Trainer, "advance", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        short.training_rows("omiga", spec, (20,), deadline=math.inf)
+
+
+def test_processes_that_print_other_hashes_do_not_agree():
+    first = {"backend": "gpu", "omar": "a", "omiga": "b"}
+    assert same_bits.agreement(first, dict(first)) == {"omar": True, "omiga": True}
+    assert same_bits.agreement(first, first | {"omiga": "c"}) == {"omar": True, "omiga": False}
+    assert same_bits.agreement(first, first | {"backend": "cpu"}) == "one ran on gpu and one on cpu"
+    assert same_bits.agreement(first, "killed") == same_bits.agreement("killed", first) == "killed"
+
+
+def test_every_task_has_rows_of_environment_steps(monkeypatch):
+    monkeypatch.setattr(short, "SECONDS", 0.0)
+    rows = short.environment_rows(["matrix/xor", "particle/spread"], (4, 8), deadline=math.inf)
+    assert [(row["task"], row["environments"], row["status"]) for row in rows] == [
+        (task, n, "measured") for task in ("matrix/xor", "particle/spread") for n in (4, 8)
+    ]
+    assert all(row["steps_per_second"] > 0.0 for row in rows)

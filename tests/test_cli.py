@@ -123,7 +123,7 @@ def test_help_names_arguments_and_says_what_holds_by_default(monkeypatch, capsys
     out = " ".join(out.replace("│", " ").split())
     assert "MA-CCQR: conservative quantile regression with value decomposition" in out
     assert "(default: 0.0001, or what was published)" in out
-    assert "(default: True, fixed by ccqr)" in out
+    assert "(default: vdn, fixed by ccqr)" in out
 
 
 def test_the_time_left_is_shown_however_long_a_chunk_takes_and_narrow_the_terminal(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Policies on disk: what is read acts as what was written, and what is not a policy is refused in one sentence."""
+"""Policies on disk: a policy that is read acts as it did, and other files are refused in one sentence."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""That what is claimed of the methods comes out when they are run."""
+"""The claims about methods hold when they are run."""
 
 import numpy as np
 import pytest

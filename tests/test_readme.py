@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the documentation shows is what happens."""
 
 import csv
 import json
@@ -6,21 +6,24 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from omarl_jax import load_policy, open_dataset
+from omarl_jax import UserError, load_dataset, load_policy, open_dataset, train
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, RESULTS, CONTRIBUTING = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "CONTRIBUTING.md"
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def examples(page: pathlib.Path) -> list[str]:
+    """The Python examples of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_the_example_runs(tmp_path: pathlib.Path) -> None:
-    example, _ = EXAMPLES
+    example, _ = examples(README)
     assert 10 <= len(example.strip().splitlines()) <= 25
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -36,16 +39,16 @@ def test_the_example_runs(tmp_path: pathlib.Path) -> None:
 
 def test_a_log_becomes_a_dataset(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, example = EXAMPLES
+    _, example = examples(README)
     exec(example, {})
     dataset = open_dataset(tmp_path / "data" / "our-log")
     assert (dataset.size, dataset.metadata["behaviour"]) == (40 * 25, "our pilots")
     assert dataset.whole_episodes.all()
 
 
-def table(first_cells: str) -> list[list[str]]:
-    """The cells of the README's table whose head begins so, without bold type."""
-    _, _, after = README.read_text().partition(f"\n{first_cells}")
+def table(page: pathlib.Path, first_cells: str) -> list[list[str]]:
+    """The cells of the table on a page whose head begins so, without bold type."""
+    _, _, after = page.read_text().partition(f"\n{first_cells}")
     lines = after.partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
 
@@ -55,24 +58,38 @@ def results(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_particle_table_is_that_of_the_results() -> None:
+PARTICLE = "| | dataset | mean of the data |"
+METHODS = ("bc", "td3_bc", "icq", "cql", "omar")
+
+
+@pytest.mark.parametrize(("page", "lines"), [(README, 5), (RESULTS, 12)])
+def test_the_particle_table_is_that_of_the_results(page: pathlib.Path, lines: int) -> None:
     rows = {(row["task"], row["dataset"], row["algorithm"]): row for row in results("omar_particle")}
-    shown, task = 0, ""
-    for name, dataset, data, *methods in table("| | dataset | mean of the data |"):
+    shown, task = set(), ""
+    for name, dataset, data, *methods in table(page, PARTICLE):
         task = name or task
-        for algorithm, cell in zip(("bc", "td3_bc", "icq", "cql", "omar"), methods, strict=True):
+        for algorithm, cell in zip(METHODS, methods, strict=True):
             row = rows[f"particle/{task}", dataset, algorithm]
             ours = f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
             paper = f" ({float(row['paper_mean']):.1f} ± {float(row['paper_sd']):.1f})" if row["paper_mean"] else ""
             assert cell.replace("**", "") == ours + paper
             assert data == f"{round(float(row['data_mean']), 1) + 0.0:.1f}"  # no -0.0
-            shown += 1
-    assert shown == 60
+        shown.add((task, dataset))
+    assert len(shown) == lines
+
+
+def test_what_the_readme_says_of_the_particle_table() -> None:
+    rows = {(row["task"], row["dataset"], row["algorithm"]): float(row["mean"]) for row in results("omar_particle")}
+    cells = sorted({cell[:2] for cell in rows})
+    leads = {cell: rows[*cell, "omar"] - max(rows[*cell, name] for name in METHODS[:-1]) for cell in cells}
+    assert (len(cells), sum(lead > 0 for lead in leads.values())) == (12, 7)
+    assert min(leads, key=lambda cell: leads[cell]) == ("particle/world", "medium")
+    assert all(rows[*cell, "omar"] > rows[*cell, "cql"] for cell in cells)
 
 
 def test_the_table_of_larger_teams_is_that_of_the_results() -> None:
     rows = {(json.loads(row["hyperparameters"])["n_agents"], row["algorithm"]): row for row in results("omar_agents")}
-    lines = table("| agents | mean of the data |")
+    lines = table(RESULTS, "| agents | mean of the data |")
     assert [line[0] for line in lines] == ["2", "3", "5", "8"]
     for agents, data, *methods in lines:
         of = [rows[int(agents), algorithm] for algorithm in ("cql", "omar")]
@@ -89,7 +106,7 @@ def test_the_table_of_ten_models_is_that_of_the_results() -> None:
         "CQR": ("ciqr", "ccqr"),
         "CQR, CVaR at 0.15": ("ciqr-cvar", "ccqr-cvar"),
     }
-    lines = table("| | independent | centralised |")
+    lines = table(RESULTS, "| | independent | centralised |")
     assert [line[0] for line in lines] == list(models)
     for name, *returns, risks in lines:
         of = [rows[model] for model in models[name]]
@@ -108,12 +125,12 @@ def test_the_table_of_speeds_is_that_of_the_benchmarks() -> None:
         ratios += [steps["omarl_jax spread"] / steps[other] for other in ("NumPy spread", "omarl_jax naive spread")]
         ratios += [steps[f"omarl_jax {task}"] / steps[f"NumPy {task}"] for task in ("tag", "world")]
         expected.append([f"{ratio:.1f}" for ratio in [*ratios, uav["omarl_jax"] / uav["naive JAX"]]])
-    assert [line[1:] for line in table("| | Xeon, 2.5 GHz | EPYC |")] == [
+    assert [line[1:] for line in table(RESULTS, "| | Xeon, 2.5 GHz | EPYC |")] == [
         list(line) for line in zip(*expected, strict=True)
     ]
 
 
-def told(row: dict[str, str]) -> str:
+def printed(row: dict[str, str]) -> str:
     return f"{float(row['mean']):.0f} ± {float(row['sd']):.0f}"
 
 
@@ -124,13 +141,15 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     amounts = {(json.loads(row["hyperparameters"])["size"], row["algorithm"]): row for row in results("macqr_data")}
     for size in (1_200, 2_400, 4_800, 9_600, 15_000):
         rows = [amounts.get((size, name)) for name in ("ciqr", "ccqr", "ciqr-fast", "ciql", "ccql")]
-        assert f"| {size:,} | {' | '.join(told(row) if row else '' for row in rows)} |".replace("|  |", "| |") in lines
+        assert (
+            f"| {size:,} | {' | '.join(printed(row) if row else '' for row in rows)} |".replace("|  |", "| |") in lines
+        )
     assert len(amounts) == 23
 
     behaviours = {(row["dataset"], row["algorithm"]): row for row in results("macqr_behaviour")}
     for data in ("random", "early", "middle", "late", "mixed"):
         rows = [behaviours[data, name] for name in family]
-        assert f"| {data} | {float(rows[0]['data_mean']):.0f} | {' | '.join(map(told, rows))} |" in lines
+        assert f"| {data} | {float(rows[0]['data_mean']):.0f} | {' | '.join(map(printed, rows))} |" in lines
 
     weights = {
         (row["dataset"], json.loads(row["hyperparameters"])["cql_alpha"], row["algorithm"]): row
@@ -139,7 +158,7 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     for dataset in ("middle", "random"):
         for alpha in (0.0, 0.1, 1.0, 10.0):
             rows = [weights[dataset, alpha, name] for name in family]
-            assert f"| {dataset}, {alpha:g} | {' | '.join(map(told, rows))} |" in lines
+            assert f"| {dataset}, {alpha:g} | {' | '.join(map(printed, rows))} |" in lines
 
     penalties = {
         (row["algorithm"], json.loads(row["hyperparameters"])["risk_penalty"]): row for row in results("macqr_penalty")
@@ -148,29 +167,67 @@ def test_the_tables_of_studies_are_those_of_their_results() -> None:
     assert f"| mean of the data | {' | '.join(means)} |" in lines
     for name in ("ciqr", "ciqr-cvar", "ccqr", "ccqr-cvar"):
         rows = [penalties[name, penalty] for penalty in (100, 300, 500)]
-        cells = [f"{told(row)}, {50 * float(row['final_risk']) / float(row['final_length']):.1f} %" for row in rows]
+        cells = [f"{printed(row)}, {50 * float(row['final_risk']) / float(row['final_length']):.1f} %" for row in rows]
         head = f"`{name.removesuffix('-cvar')}`" + ", ξ = 0.15" * name.endswith("-cvar")
         assert f"| {head} | {' | '.join(cells)} |" in lines
 
     codes = {row["algorithm"]: row for row in results("macqr_published")}
     for name in (*family, "ciqr-cvar", "ccqr-cvar"):
         head = f"`{name.removesuffix('-cvar')}`" + ", ξ = 0.15" * name.endswith("-cvar")
-        assert f"| {head} | {told(codes[name])} | {told(codes[f'{name}-published'])} |" in lines
+        assert f"| {head} | {printed(codes[name])} | {printed(codes[f'{name}-published'])} |" in lines
     for mistake, name in (
         ("corrected", "ccql"),
-        ("with Adam afresh", "ccql-adam"),
-        ("with the actions' numbers in the penalty", "ccql-penalty"),
-        ("with targets from elsewhere", "ccql-targets"),
+        ("with Adam reset at every update", "ccql-adam"),
+        ("with action indices in the penalty", "ccql-penalty"),
+        ("with the published initial targets", "ccql-targets"),
         ("all three", "ccql-published"),
     ):
-        assert f"| {mistake} | {told(codes[name])} |" in lines
+        assert f"| {mistake} | {printed(codes[name])} |" in lines
 
 
 def test_the_numbers_in_the_text_on_studies_are_those_of_their_results() -> None:
     found = results("macqr_alpha") + results("macqr_data") + results("macqr_published") + results("macqr_risk")
-    known = {told(row) for row in found + results("macqr_rates")}
-    _, _, claims = README.read_text().partition("Of the paper's claims:")
-    claims = claims.partition("Speed as a ratio")[0]
+    known = {printed(row) for row in found + results("macqr_rates")}
+    _, _, claims = RESULTS.read_text().partition("The paper's claims:")
+    claims = claims.partition("## Speed")[0]
     quoted = re.findall(r"-\d+ ± \d+", claims)
     assert len(quoted) > 8
     assert set(quoted) <= known
+
+
+@pytest.mark.parametrize("page", [README, RESULTS, CONTRIBUTING, *(ROOT / "experiments").glob("results/**/README.md")])
+def test_links_lead_somewhere(page: pathlib.Path) -> None:
+    links = re.findall(r'\]\(([^)#]+)|src="([^"]+)"', page.read_text())
+    for link in filter(None, (first or second for first, second in links)):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+@pytest.fixture
+def my_method(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The method of CONTRIBUTING.md as a module of another package."""
+    (text,) = examples(CONTRIBUTING)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "my_method.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_package.my_method"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("sharing", ["separate", "shared"])
+def test_the_method_of_the_guide_clones_what_paid_most(my_method: str, sharing: str) -> None:
+    """Weights exp(payoff) of the climbing game are almost all on its best cell, 11; all cells are equally frequent."""
+    climbing = load_dataset("matrix/climbing", "random", size=2_000)
+    result = train(my_method, climbing, updates=200, evaluations=1, sharing=sharing, temperature=1.0, hidden=(16,))
+    assert result.returns[-1] == pytest.approx(11.0)
+
+
+def test_the_method_of_the_guide_learns_continuous_actions_and_is_saved(my_method: str, tmp_path: pathlib.Path) -> None:
+    data = load_dataset("particle/spread", "expert", size=5_000)
+    result = train(my_method, data, updates=300, evaluations=1, hidden=(32,), temperature=1e6)  # cloning
+    assert result.scores is not None
+    assert result.scores[-1] > 40  # 100 is the expert, 0 uniform actions
+    result.save_policy(0, tmp_path / "team.npz")
+    assert load_policy(tmp_path / "team.npz").act(np.zeros((3, 18), np.float32)).shape == (3, 2)
+    with pytest.raises(UserError, match="temperature must be positive"):
+        train(my_method, data, temperature=0.0)

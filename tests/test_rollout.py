@@ -1,4 +1,4 @@
-"""Episodes as rows: what is stored is what happened, and nothing after the end of an episode is."""
+"""Episodes as rows: steps are stored as they happened, and none after the end of an episode."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ class Fuse(NamedTuple):
 
 
 class Fuses(MultiAgentEnv[Fuse]):
-    """Starts with 1 to 6 to go, shows and pays what is left, ends at 0 or is cut off after 4 steps.
+    """Starts with 1 to 6 to go, shows and pays the steps left, ends at 0 or is cut off after 4 steps.
 
     The first agent is done one step before the end. Whoever goes on after the end is paid a thousand.
     """
@@ -143,7 +143,7 @@ def test_evaluation_counts_nothing_after_an_early_end():
     assert set(zip(played["return"].tolist(), played["length"].tolist(), strict=True)) == by_hand
 
 
-def constant_act(policy, obs, mask, carry, key, explore=False):
+def constant_act(policy, view, carry, key, explore=False):
     """Takes its only parameter as action, the second agent its negative if it explores."""
     return jnp.stack([policy, jnp.where(explore, -policy, policy)])[:, None], carry
 
@@ -229,7 +229,7 @@ def test_an_evaluation_of_many_episodes_takes_the_memory_of_a_group(monkeypatch,
 
 
 def test_memory_is_carried_and_begins_anew_with_each_episode():
-    def act(policy, obs, mask, carry, key, explore=False):
+    def act(policy, view, carry, key, explore=False):
         return jnp.full((2, 1), carry / 10.0), carry + 1
 
     [(rows, _)] = collect(Fuses(), act, jnp.int32(1), None, [jax.random.key(2)], episodes=10)

@@ -52,6 +52,6 @@ def test_each_room_knows_what_it_may() -> None:
     assert arrows["types"] == set()
     assert arrows["report"] <= {"errors", "files"}
     assert arrows["data"] <= {"errors", "files", "report", "tasks", "types"}
-    assert arrows["rollout"] <= {"data", "types"}
+    assert arrows["rollout"] <= {"data", "networks", "types"}
     assert arrows["online"] <= {"errors", "rollout", "types"}
     assert arrows["algorithms"] <= {"errors", "files", "networks", "types"}

@@ -229,7 +229,7 @@ def test_what_a_method_raises_is_kept_and_the_next_group_goes_on(grid, tmp_path,
     assert not run_sweep(
         read_grid(grid), tmp_path / "out", lambda group, progress: reports.append((group, progress.updates))
     )
-    assert reports == [(0, 4), (1, 4)]  # what is done is reported as done
+    assert reports == [(0, 4), (1, 4)]  # finished groups are reported as such
 
 
 def test_the_folder_of_another_version_is_refused_before_anything_is_trained(grid, tmp_path):

@@ -1,4 +1,4 @@
-"""Variants: a name, a base method, what is fixed and what has another default."""
+"""Variants: a name, a base method, fixed hyperparameters and other defaults."""
 
 import dataclasses
 

@@ -12,7 +12,7 @@ __all__ = ["ScoreReference", "TaskSpec", "UnknownTask", "defaults", "families", 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        # jumanji starts the JAX backend when it is imported, so everything that needs it waits until it is asked for.
+        # Importing jumanji starts the JAX backend, so everything that needs it is imported on use.
         from omarl_envs import registry
 
         return getattr(registry, name)

@@ -55,14 +55,14 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         if option not in known:
             raise TypeError(f"'{name}' has no option '{option}'{_hint(option, known)}")
         kind = type(known[option].default)
-        wanted, words = _NUMBERS.get(kind, (object, "anything"))
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind in (int, float)):
+        expected, words = _NUMBERS.get(kind, (object, "anything"))
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind in (int, float)):
             raise TypeError(f"{option} of '{name}' must be {words}, not {value!r}.")
     return constructor(**kwargs)
 
 
 def defaults(name: str) -> dict[str, object]:
-    """The constructor arguments of a task, with the values that they have unless others are given.
+    """The constructor arguments of a task and their defaults.
 
     Raises:
         UnknownTask: if there is no such task.

@@ -1,4 +1,4 @@
-"""Pictures of tasks as RGB arrays, drawn without a display, and films made of them."""
+"""Pictures of tasks as RGB arrays, drawn without a display, and GIFs made of them."""
 
 import pathlib
 from collections.abc import Iterable
@@ -41,7 +41,15 @@ class Picture:
         self.text((-0.96 * half_side, 0.93 * half_side), caption, align="left")
 
     def disc(self, center: ArrayLike, radius: float, fill: str, alpha: float = 1.0, edge: str | None = None) -> None:
-        """A disc of true size. center: (2,)."""
+        """A disc.
+
+        Args:
+            center: (2,).
+            radius: in the units of the task.
+            fill: its colour.
+            alpha: strength of the fill, 0 to 1.
+            edge: the colour of its outline, none if None.
+        """
         x, y = np.asarray(center)
         self._axes.add_artist(
             Circle((x, y), radius, facecolor=fill, alpha=alpha, edgecolor=edge, linewidth=1.5 if edge else 0.0)
@@ -75,7 +83,16 @@ class Picture:
         edge: str | None = None,
         width: float = 1.0,
     ) -> None:
-        """A square, its fill of strength `alpha` and its outline `width` points thick. center: (2,)."""
+        """A square.
+
+        Args:
+            center: (2,).
+            side: in the units of the task.
+            fill: its colour, none if None.
+            alpha: strength of the fill, 0 to 1.
+            edge: the colour of its outline, none if None.
+            width: of the outline, in points.
+        """
         x, y = np.asarray(center) - side / 2
         if fill:
             self._axes.add_artist(Rectangle((x, y), side, side, facecolor=fill, alpha=alpha, linewidth=0.0))
@@ -90,12 +107,27 @@ class Picture:
         align: Literal["left", "center", "right"] = "center",
         rotation: float = 0.0,
     ) -> None:
-        """Words at a point (2,); size in points, rotation in degrees."""
+        """Words at a point.
+
+        Args:
+            position: (2,).
+            text: the words.
+            size: in points.
+            align: which part of the words is at the point.
+            rotation: in degrees, counterclockwise.
+        """
         x, y = np.asarray(position)
         self._axes.add_artist(Text(x, y, text, color=INK, fontsize=size, rotation=rotation, ha=align, va="center"))
 
     def line(self, points: ArrayLike, colour: str, width: float = 1.5, alpha: float = 1.0) -> None:
-        """A line through points (P, 2), `width` points thick."""
+        """A line through points.
+
+        Args:
+            points: (P, 2).
+            colour: of the line.
+            width: in points.
+            alpha: its strength, 0 to 1.
+        """
         self._axes.add_artist(Line2D(*np.asarray(points).T, color=colour, linewidth=width, alpha=alpha))
 
     def image(self) -> np.ndarray:
@@ -110,7 +142,7 @@ def save_png(picture: np.ndarray, path: str | pathlib.Path | BinaryIO) -> None:
 
 
 def save_gif(frames: Iterable[np.ndarray], path: str | pathlib.Path | BinaryIO, fps: float = 10.0) -> None:
-    """Writes a film that repeats for ever.
+    """Writes a GIF that repeats forever.
 
     Args:
         frames: (H, W, 3) uint8 each, all of one size; one that equals its predecessor prolongs it.

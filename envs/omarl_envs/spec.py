@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """What an algorithm must know of a task to build its networks: plain Python values only.
+    """The sizes of a task, from which an algorithm builds its networks: plain Python values only.
 
     Attributes:
         name: `family/task`, for example `particle/spread`.

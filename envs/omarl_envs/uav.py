@@ -24,7 +24,7 @@ HEIGHT = 100.0  # m, of the UAVs
 MOVES = ((0, 0), (2, 0), (-2, 0), (0, 2), (0, -2))  # cells: hover, +x, -x, +y, -y
 
 GAIN = 1e-3  # of the channel at 1 m
-SNR = 2.0 ** (5e6 / 1e6) - 1.0  # that 5 Mbit in a second need in a band of 1 MHz
+SNR = 2.0 ** (5e6 / 1e6) - 1.0  # needed for 5 Mbit in a second in a band of 1 MHz
 NOISE = {"published": 1e-12, "physical": 1e-13}  # W; the paper's -100 dBm are 1e-13 W, its code has ten times that
 
 DEVICES = ((3, 1), (7, 2), (6, 7), (1, 6), (7, 5), (8, 5), (9, 1), (6, 1), (4, 7), (2, 3))
@@ -33,12 +33,12 @@ RANDOM_REGION = (4, 5)  # cells, of the risk regions of random missions
 
 
 class Mission(NamedTuple):
-    """What the UAVs are up to.
+    """The mission of the UAVs.
 
     Attributes:
         devices: (M, 2) int32, cells.
         risky: (side, side) bool, whether the cell (x, y) is in the risk region.
-        power_weight: () what a watt costs.
+        power_weight: () cost of a watt.
     """
 
     devices: chex.Array
@@ -72,10 +72,10 @@ class UavIot(MultiAgentEnv[State]):
     all other ages grow by 1, up to 100. It costs P = σ² (2^(5 Mbit / 1 MHz s) - 1) (distance² + height²) / gain watts.
     A UAV that ends its move in the risk region is punished with some probability. All agents get
 
-        r = -Σ_u (power_weight P_u + punishment_u) - mean age,
+        r = -Σ_u (power_weight P_u + punishment_u) - mean age
 
-    and the metric `return`, by which policies are judged, is the published one that divides the sum over UAVs by their
-    number; `training_return` is the sum of r itself. Further metrics: `age`, the mean age; `power`, in watts, of all
+    The metric `return`, by which policies are evaluated, is the published one: it divides the sum over UAVs by their
+    number. `training_return` is the sum of r itself. Further metrics: `age`, the mean age; `power`, in watts, of all
     UAVs; `risk`, how many UAVs are in the region; and `power_0`, `risk_0` and so on of each UAV.
 
     `powers`, (side, side, M + 1), holds the watts that serving each device, or none, takes from each cell.
@@ -93,12 +93,12 @@ class UavIot(MultiAgentEnv[State]):
         risk_region: the cells of the risk region.
         risk_penalty: the punishment.
         risk_probability: its probability, for every UAV and step in the region.
-        power_weight: what a watt costs.
+        power_weight: cost of a watt.
         noise: σ² in watts, or "published" (1e-12), or "physical" (1e-13, which the published -100 dBm are).
         observation_scale: "raw", cells and ages as they are, as published, or "unit", both in [0, 1].
         time_limit_is_terminal: report the end of the episode as a termination, as the published code does.
-        random_missions: draw a mission for each episode. Of `devices`, only the number counts then, and `risk_region`
-            and `power_weight` do not count.
+        random_missions: draw a mission for each episode. Of `devices` only the number is used then; `risk_region` and
+            `power_weight` are not used.
 
     Raises:
         ValueError: for devices or regions that do not fit on the grid, or numbers out of their range.
@@ -229,7 +229,7 @@ class UavIot(MultiAgentEnv[State]):
         return (words >> 8).astype(jnp.float32) < 2.0**24 * self.risk_probability
 
     def _power(self, cells: Any, devices: Any) -> Any:
-        """What serving a device from a cell takes, in W; both (…, 2)."""
+        """The power to serve a device from a cell, in W; both (…, 2)."""
         return self.noise * SNR / GAIN * (PITCH**2 * ((cells - devices) ** 2).sum(axis=-1) + HEIGHT**2)
 
     def _observe(self, state: State) -> Observation:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 OBS_DIM, N_ACTIONS, N_AGENTS = 14, 55, 2  # of uav/iot
 BUFFER_SIZE = 4_800
-WARM_UP_ROUNDS = 10
+WARM_UP_UPDATES = 10
 
 
 class Config(NamedTuple):
@@ -69,7 +69,7 @@ class Agent:
 
 
 def updates_per_second(seconds: float = 5.0, threads: int = 2) -> float:
-    """Rounds per second; a round updates network and target of both agents once.
+    """Updates per second, each of network and target of both agents.
 
     Args:
         seconds: how long to measure; the warm-up comes on top.
@@ -88,18 +88,18 @@ def updates_per_second(seconds: float = 5.0, threads: int = 2) -> float:
     try:
         agents = [Agent(config) for _ in range(N_AGENTS)]
 
-        def round_() -> None:
+        def update() -> None:
             drawn = torch.randint(BUFFER_SIZE, (config.batch_size,))
             obs, actions, rewards, next_obs, terminal = (column[drawn] for column in buffer)
             for i, agent in enumerate(agents):
                 agent.update(obs, actions[:, i], rewards, next_obs, terminal)
 
-        for _ in range(WARM_UP_ROUNDS):
-            round_()
-        rounds, start = 0, time.perf_counter()
+        for _ in range(WARM_UP_UPDATES):
+            update()
+        updates, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
-            round_()
-            rounds += 1
-        return rounds / elapsed
+            update()
+            updates += 1
+        return updates / elapsed
     finally:
         torch.set_num_threads(before)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 OBS_DIM, ACTION_DIM = 18, 2  # of particle/spread with three agents
 BUFFER_SIZE = 100_000
-WARM_UP_ROUNDS = 3
+WARM_UP_UPDATES = 3
 
 
 class Config(NamedTuple):
@@ -164,9 +164,9 @@ def cql_penalty(random_q: Tensor, data_q: Tensor, action_dim: int) -> Tensor:
 def zeroth_order_search(
     values: Callable[[Tensor], Tensor], n: int, action_dim: int, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """(B, A), (B,) the best of the last of a few rounds of sampling, and its value.
+    """(B, A), (B,) the best candidate of the last iteration, and its value.
 
-    Each round samples around the softmax-weighted mean of the one before.
+    Each iteration samples around the softmax-weighted mean of the one before.
 
     Args:
         values: (B, K, A) candidates -> (B, K).
@@ -218,7 +218,7 @@ class Buffer:
         return Batch(*(column[index] for column in self.data[agent]))
 
 
-def update_round(agents: list[Agent], buffer: Buffer) -> None:
+def update_all(agents: list[Agent], buffer: Buffer) -> None:
     """One update of every agent, each on a batch of its own, then of all targets."""
     for i, agent in enumerate(agents):
         agent.update(buffer.sample(i, agent.config.batch_size))
@@ -229,7 +229,7 @@ def update_round(agents: list[Agent], buffer: Buffer) -> None:
 def updates_per_second(
     n_agents: int = 3, batch_size: int = 1024, hidden: int = 64, seconds: float = 5.0, threads: int = 2
 ) -> float:
-    """Rounds per second; a round updates critic, policy and targets of all agents once.
+    """Updates per second, each of critic, policy and targets of all agents.
 
     Args:
         n_agents: N.
@@ -244,12 +244,12 @@ def updates_per_second(
     try:
         agents = [Agent(OBS_DIM, ACTION_DIM, config) for _ in range(n_agents)]
         buffer = Buffer(n_agents, OBS_DIM, ACTION_DIM, BUFFER_SIZE)
-        for _ in range(WARM_UP_ROUNDS):
-            update_round(agents, buffer)
-        rounds, start = 0, time.perf_counter()
+        for _ in range(WARM_UP_UPDATES):
+            update_all(agents, buffer)
+        updates, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
-            update_round(agents, buffer)
-            rounds += 1
-        return rounds / elapsed
+            update_all(agents, buffer)
+            updates += 1
+        return updates / elapsed
     finally:
         torch.set_num_threads(before)

@@ -101,11 +101,7 @@ class Method(NamedTuple):
 
 def methods() -> list[str]:
     """The names of the methods that ship with this package, without their variants."""
-    return sorted(
-        module.name
-        for module in pkgutil.iter_modules(__path__)
-        if not module.name.startswith("_")
-    )
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 @functools.cache

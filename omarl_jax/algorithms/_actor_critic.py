@@ -8,7 +8,7 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import networks
 from omarl_jax.algorithms._steps import Step, soft_update
-from omarl_jax.networks import Critic, InputNorm, Net, Policy, Sharing, View
+from omarl_jax.networks import Critic, CriticView, InputNorm, Net, Policy, Sharing
 from omarl_jax.types import config
 
 
@@ -49,7 +49,7 @@ class State(NamedTuple):
 
 def critic_of(config: ActorCriticConfig, spec: TaskSpec) -> Critic:
     """Twin critics: of each agent for itself, or one that sees all agents."""
-    view: View = "all" if config.centralised else "own"
+    view: CriticView = "all" if config.centralised else "own"
     return networks.critic(spec, config.hidden, config.input_norm, config.sharing, view, joint=config.centralised)
 
 

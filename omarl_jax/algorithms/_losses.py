@@ -13,21 +13,25 @@ from omarl_jax.networks import Critic, CriticInputs
 from omarl_jax.types import SATURATED, Metrics, Transition
 
 
-def td_target(
-    rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array
-) -> chex.Array:
+def td_target(rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array) -> chex.Array:
     """y = r + γ (1 - d) V(s'), all of one shape; d is termination, not truncation."""
     return rewards + gamma * (1.0 - terminal) * next_value
 
 
 def critic_td_target(critic: Critic, batch: Transition, next_value: chex.Array, gamma: chex.Array) -> chex.Array:
-    """The TD target of critics, (B, G), for the values (B, G) of what follows.
+    """The TD target (B, G) of critics, each of its own agent or joint, for the values (B, G) of what follows."""
+    if critic.joint:
+        return team_td_target(batch.rewards, batch.terminal, next_value, gamma)
+    return td_target(batch.rewards, batch.terminal, next_value, gamma)
 
-    A joint critic learns the mean reward, which is what the return sums (published code takes the first agent's), and
-    the episode ends for it when it has ended for all.
+
+def team_td_target(rewards: chex.Array, terminal: chex.Array, next_value: chex.Array, gamma: chex.Array) -> chex.Array:
+    """The TD target (B, 1) of a value for the whole team, from rewards and terminals (B, N) and the next value (B, 1).
+
+    The team learns the mean reward, which is what the return sums (published code takes the first agent's), and the
+    episode ends when it has ended for all.
     """
-    rewards, terminal = critic.group(batch.rewards, "mean"), critic.group(batch.terminal, "all")
-    return td_target(rewards, terminal, next_value, gamma)
+    return td_target(rewards.mean(axis=1, keepdims=True), terminal.all(axis=1, keepdims=True), next_value, gamma)
 
 
 def td_loss(q: chex.Array, target: chex.Array) -> chex.Array:

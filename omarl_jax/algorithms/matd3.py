@@ -89,13 +89,13 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
     def init(key: chex.PRNGKey, context: Context) -> DelayedState:
         return DelayedState(start(key, policy, critic, policy_step, critic_step), jnp.zeros((), jnp.int32))
 
-    def update(delayed: DelayedState, batch: Transition, key: chex.PRNGKey) -> tuple[DelayedState, Metrics]:
-        state, updates = delayed
+    def update(state: DelayedState, batch: Transition, key: chex.PRNGKey) -> tuple[DelayedState, Metrics]:
+        nets, updates = state
 
         # --- target ---
         noise = clipped_noise(key, batch.actions.shape, config.target_noise, config.target_noise_clip)
-        next_actions = jnp.clip(policy(state.target_policy, batch.next_obs) + noise, -1.0, 1.0)  # (B, N, A)
-        next_q = critic(state.target_critic, batch.next_obs, next_actions).min(axis=0)  # (B, N)
+        next_actions = jnp.clip(policy(nets.target_policy, batch.next_obs) + noise, -1.0, 1.0)  # (B, N, A)
+        next_q = critic(nets.target_critic, batch.next_obs, next_actions).min(axis=0)  # (B, N)
         target = td_target(batch.rewards, batch.terminal, next_q, config.gamma)
 
         # --- critic ---
@@ -104,8 +104,8 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
             loss = td_loss(q, target)
             return loss.sum(), {"critic_loss": loss, "q": q}
 
-        critics, critic_optimiser, critic_metrics = critic_step(critic_loss, state.critic, state.critic_optimiser)
-        state = state._replace(critic=critics, critic_optimiser=critic_optimiser)
+        critics, critic_optimiser, critic_metrics = critic_step(critic_loss, nets.critic, nets.critic_optimiser)
+        nets = nets._replace(critic=critics, critic_optimiser=critic_optimiser)
 
         # --- policy ---
         def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
@@ -115,14 +115,14 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
             loss = (config.policy_penalty * size - q).mean(axis=0)  # (N,)
             return loss.sum(), {"policy_loss": loss, "saturation": saturation(own, spec)}
 
-        params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
+        params, policy_optimiser, policy_metrics = policy_step(policy_loss, nets.policy.params, nets.policy_optimiser)
 
         # --- targets, and what waits with them ---
-        net = policy.observe(state.policy._replace(params=params), batch.obs)
-        after = follow(state._replace(policy=net, policy_optimiser=policy_optimiser), config.tau)
+        net = policy.observe(nets.policy._replace(params=params), batch.obs)
+        after = follow(nets._replace(policy=net, policy_optimiser=policy_optimiser), config.tau)
         due = updates % config.policy_delay == 0
-        state = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, state)
-        return DelayedState(state, updates + 1), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
+        nets = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, nets)
+        return DelayedState(nets, updates + 1), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
     def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
         actions, carry = policy.act(networks.scale_logits(net, config.gain), view.obs)
@@ -131,7 +131,7 @@ def matd3(config: Config, spec: TaskSpec) -> Algorithm:
             actions += networks.without_padding(noise, spec)
         return jnp.clip(actions, -1.0, 1.0), carry
 
-    def values(delayed: DelayedState, batch: Transition) -> chex.Array:
-        return critic(delayed.networks.critic, batch.obs, batch.actions)
+    def values(state: DelayedState, batch: Transition) -> chex.Array:
+        return critic(state.networks.critic, batch.obs, batch.actions)
 
     return Algorithm(init, update, act, Needs(config.batch_size), explores=True, values=values)

@@ -11,8 +11,8 @@ The search starts at N(0, σ₀²) for every observation. `omar`, the default: e
 and moves the mean to their average weighted by softmax(Q) and the standard deviation to their spread around it (eq. 4).
 Ablations: `cem` fits both to the elites, which stay in the pool (the published code for MuJoCo); `random_shooting`
 draws as many actions uniformly. As published, π_i(o_i) and the candidates of an iteration are evaluated
-in separate passes, each with its own batch statistics. Published scores use `search_steps` 3 and K 10 (particle tasks), or
-`cem` with 2, 20 and 5 elites (MuJoCo).
+in separate passes, each with its own batch statistics. Published scores use `search_steps` 3 and K 10 (particle tasks),
+or `cem` with 2, 20 and 5 elites (MuJoCo).
 
 Note the published c: it is 1 in five of the twelve particle datasets, which leaves no policy gradient at all. The
 published code ignores the configured γ of 0.99 on MuJoCo and uses 0.95; set `gamma` to choose.
@@ -104,10 +104,13 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
         )
 
         # --- policy ---
+        def candidate_values(candidates: chex.Array) -> chex.Array:  # (K, B, N, A) -> (K, B, N)
+            return critic.own(critics, batch.obs, candidates, batch.actions)
+
         def policy_loss(params: Any) -> tuple[chex.Array, Metrics]:
             own = policy(params, batch.obs)  # (B, N, A)
             q = critic.own(critics, batch.obs, own, batch.actions)  # (B, N)
-            found, found_q = search(lambda x: critic.own(critics, batch.obs, x, batch.actions), search_key, own.shape, config)
+            found, found_q = search(candidate_values, search_key, own.shape, config)
             best = jax.lax.stop_gradient(jnp.where((found_q > q)[..., None], found, own))
             omar_loss = networks.mean_over_actions(jnp.square(own - best), spec)  # (B, N)
             size = networks.mean_over_actions(jnp.square(own), spec)

@@ -9,16 +9,15 @@ weights w_i(s) makes that problem fall apart into local ones, which are solved o
     L_V = mean exp(z_i - m) + exp(-m) w̄_i(s) V_i(o_i) / α,   m = max(max z, -1)
     L_π = -mean exp(z_i) log π_i(a_i | o_i)
 
-Bars are target networks; w̄, Q̄, m and the weights of L_π carry no gradient. At its minimum V_i is the soft maximum
-(α / w_i) log E_μ exp(w_i Q_i / α). The factor exp(-m) only keeps the loss in range. All losses are taken at the old
-parameters; the policies, Q with its mixer, and V are each clipped and stepped as one.
+Bars are targets; w̄, Q̄, m and exp(z_i) in L_π carry no gradient. The best V_i is (α / w_i) log E_μ exp(w_i Q_i / α);
+exp(-m) only keeps L_V in range. All losses are taken at the old parameters. Policies, Q with its mixer, and V are each
+clipped and stepped as one.
 
-As published, all agents share their networks and see their number, α is 10 everywhere, and the clip of z is in the loss
-of V too: where z exceeds 10, only the linear term is left, which pushes V further down. So rewards should be scaled
-such that w (Q - V) stays below 10 α. `global_weights` false is the ablation without global information (w̄ = 1 in z and
-L_V). The published loader for discrete tasks replaces rewards by returns to go and still bootstraps;
-`published_rewards` does the same. It ends episodes one step early; ours do not. Policies of discrete tasks are
-normalised over all actions in training, as published, and over the legal ones when they act.
+As published, agents share their networks and see their number, α is 10 everywhere, and the clip of z is in L_V too:
+beyond 10 only the linear term is left, which pushes V further down, so scale rewards such that w (Q - V) < 10 α.
+Policies of discrete tasks are normalised over all actions in training, and over the legal ones when they act.
+`global_weights` false is the ablation without global information: w̄ = 1 in z and L_V. `published_rewards` bootstraps
+with returns to go as rewards, as published for SMAC. Episodes do not end one step early, as they do in that code.
 """
 
 from typing import Any, NamedTuple
@@ -29,12 +28,10 @@ import jax.numpy as jnp
 
 from omarl_jax import networks
 from omarl_jax.algorithms._checks import check_value_learner, require_positive
-from omarl_jax.algorithms._losses import td_target
+from omarl_jax.algorithms._losses import team_td_target
 from omarl_jax.algorithms._steps import per_agent, soft_update, together
-from omarl_jax.networks import InputNorm, Net, Sharing, mix
+from omarl_jax.networks import InputNorm, Net, Sharing
 from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
-
-_LARGEST_EXPONENT = 10.0
 
 
 @config
@@ -94,28 +91,24 @@ def omiga(config: Config, spec: TaskSpec) -> Algorithm:
 
     def init(key: chex.PRNGKey, context: Context) -> State:
         policy_key, q_key, v_key, mixer_key = jax.random.split(key, 4)
-        net, v_params = policy.init(policy_key), v.init(v_key)
-        q_params = q.init(q_key), mixer.init(mixer_key)
+        net, q_params, v_params = policy.init(policy_key), (q.init(q_key), mixer.init(mixer_key)), v.init(v_key)
         optimisers = policy_step.init(net.params), q_step.init(q_params), v_step.init(v_params)
         return State(net, q_params, v_params, q_params, v_params, optimisers)
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
         target_q, target_mixer = state.target_q
         rewards = batch.returns_to_go if config.published_rewards else batch.rewards
-        rewards = networks.group(rewards, True, "mean")  # (B, 1)
-        terminal = networks.group(batch.terminal, True, "all")
-        next_v = mix(*mixer.weights(target_mixer, batch.next_state), v(state.target_v, batch.next_obs))  # (B, 1)
-        target = td_target(rewards, terminal, next_v, config.gamma)
+        next_v = mixer(target_mixer, batch.next_state, v(state.target_v, batch.next_obs))  # (B, 1)
+        target = team_td_target(rewards, batch.terminal, next_v, config.gamma)
         weights = mixer.weights(target_mixer, batch.state)[0][:, 0] if config.global_weights else 1.0  # (B, N)
         old_q = q(target_q, batch.obs, batch.actions)[0]  # (B, N)
 
         def exponent(values: chex.Array) -> chex.Array:  # z of V (B, N)
-            return jnp.clip(weights * (old_q - values) / config.alpha, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+            return jnp.clip(weights * (old_q - values) / config.alpha, -10.0, 10.0)
 
         def q_loss(params: Any) -> tuple[chex.Array, Metrics]:
             q_params, mixer_params = params
-            local_q = q(q_params, batch.obs, batch.actions)[0]
-            total = mix(*mixer.weights(mixer_params, batch.state), local_q)  # (B, 1)
+            total = mixer(mixer_params, batch.state, q(q_params, batch.obs, batch.actions)[0])  # (B, 1)
             loss = jnp.square(total - target).mean()
             return loss, {"critic_loss": loss, "q": total.mean()}
 
@@ -151,7 +144,7 @@ def omiga(config: Config, spec: TaskSpec) -> Algorithm:
 
     def values(state: State, batch: Transition) -> chex.Array:
         q_params, mixer_params = state.q
-        return mix(*mixer.weights(mixer_params, batch.state), q(q_params, batch.obs, batch.actions)[0])[None]
+        return mixer(mixer_params, batch.state, q(q_params, batch.obs, batch.actions)[0])[None]
 
     needs = Needs(config.batch_size, state=True, returns_to_go=config.published_rewards)
     return Algorithm(init, update, act, needs, explores=True, values=values)

@@ -86,7 +86,9 @@ def td3_bc(config: Config, spec: TaskSpec) -> Algorithm:
 
         # --- targets ---
         net = policy.observe(state.policy._replace(params=params), batch.obs)
-        state = state._replace(policy=net, critic=critics, policy_optimiser=policy_optimiser, critic_optimiser=critic_optimiser)
+        state = state._replace(
+            policy=net, critic=critics, policy_optimiser=policy_optimiser, critic_optimiser=critic_optimiser
+        )
         return follow(state, config.tau), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
     def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:

@@ -1,4 +1,4 @@
-"""Verbs that make data, behaviour policies and prey: `collect`, `behaviour`, `prey` and those of `omarl data`."""
+"""Verbs that make data, behaviour policies and prey: `collect`, `behaviour`, `prey`, and `omarl data`."""
 
 import pathlib
 from typing import Annotated
@@ -59,10 +59,10 @@ def behaviour(
         task: for example particle/spread.
         out: file to write, an .npz.
         medium: normalised score that the medium data should have.
-        expert: the same for the expert data.
-        replay: the same for the mean of medium-replay; by default all of training up to medium is used.
+        expert: normalised score that the expert data should have.
+        replay: mean normalised score of medium-replay; by default it spans training up to medium.
         algorithm: an online method.
-        seeds: of training; each quality is taken from the one that meets it best.
+        seeds: of training; each quality is taken from the seed that meets it best.
         updates: one after each 100 environment steps.
         every: updates between snapshots.
         set: hyperparameters that differ from the method's defaults, as name=value.
@@ -92,8 +92,7 @@ def prey(task: TaskName, out: pathlib.Path, seed: int = 0, updates: int = 2_000)
         task: particle/tag or particle/world.
         out: file to write, an .npz.
         seed: of training.
-        updates: one after each 100 environment steps. Of the prey that ship, that of tag had 2,000, that of world
-            4,000.
+        updates: one after each 100 environment steps. The bundled prey had 2,000 (tag) and 4,000 (world).
     """
     from omarl_jax.datasets import behaviour
     from omarl_jax.tasks import make_env

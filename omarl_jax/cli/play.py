@@ -1,4 +1,4 @@
-"""Verbs that look at what was trained: `evaluate` and `report`; and `list`."""
+"""Verbs that show results: `evaluate`, `report` and `list`."""
 
 import functools
 import importlib
@@ -49,7 +49,7 @@ def evaluate(
         policy: the folder of a run, or a policy file.
         episodes: how many.
         seed: of the episodes.
-        risk: share of the worst episodes that CVaR is the mean of.
+        risk: level of the CVaR, the mean over this share of the worst episodes.
         gif: also write one episode as a GIF.
         map: also write the paths of one episode on a map, as a PNG (uav tasks).
         quantiles: also draw the return quantiles of the actions in one episode, as a PNG (ciqr and its variants).

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from omarl_jax.cli.terminal import complain, console, print_paths
+from omarl_jax.determinism import request_deterministic_operations
 
 if TYPE_CHECKING:
     from omarl_jax import sweep as sweeps
@@ -20,6 +21,7 @@ def sweep(
     grid: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="GRID")]],
     out: pathlib.Path | None = None,
     wandb: str | None = None,
+    deterministic: bool = False,
 ) -> int:
     """Trains all runs of a grid, continues those that were killed, and writes the report.
 
@@ -27,7 +29,10 @@ def sweep(
         grid: a TOML file, for example experiments/omar_particle.toml.
         out: folder for the runs; by default results/NAME OF THE GRID.
         wandb: a Weights & Biases project to log to; offline where there is no key.
+        deterministic: the same bits each time on GPUs too, which makes them slower; on CPUs it changes nothing.
     """
+    if deterministic:
+        request_deterministic_operations()  # before the import, which starts the backend
     from omarl_jax.grid import read_grid
 
     return train_grid(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from omarl_jax.errors import UserError
 
-# tyro names positional arguments after their type, unless told otherwise.
+# tyro names positional arguments after their type, unless it has a metavar.
 TaskName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]]
 DatasetName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATASET")]]
 DatasetFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DATASET")]]
 
-console = Console(markup=False)  # brackets in what is printed are no markup
+console = Console(markup=False)  # printed brackets are no markup
 errors = Console(stderr=True, markup=False)
 
 
@@ -32,12 +32,12 @@ def complain(what: str, message: str) -> None:
 
 
 def pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`n_agents=5` -> {"n_agents": 5}; what is neither true, false nor a Python value is a string."""
+    """`n_agents=5` -> {"n_agents": 5}; any other text than true, false or a Python value is a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"What is set is written name=value, not '{pair}'.")
+            raise UserError(f"Options are written name=value, not '{pair}'.")
         try:
             options[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -14,6 +14,7 @@ import tyro
 
 from omarl_jax.cli.sweep import train_grid
 from omarl_jax.cli.terminal import DatasetName, TaskName, console, pairs
+from omarl_jax.determinism import request_deterministic_operations
 
 
 def train() -> int:
@@ -32,7 +33,6 @@ def train() -> int:
 def train_with(algorithm: str, arguments: Sequence[str]) -> int:
     """`omarl train ALGORITHM`: the method's own hyperparameters are arguments, several values span a grid."""
     from omarl_jax import algorithms
-    from omarl_jax.grid import make_grid
 
     method = algorithms.find(algorithm)
     helps = _field_docs(method.config)
@@ -56,6 +56,13 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
         ("final_episodes", int, 1000, "Episodes of the last policy.", None),
         ("side_by_side", int | None, None, "Most runs that a device trains together.", "all; on a CPU, one"),
         ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value.", None),
+        (
+            "deterministic",
+            bool,
+            False,
+            "The same bits each time on GPUs too, which makes them slower; on CPUs it changes nothing.",
+            None,
+        ),
         ("wandb", str | None, None, "A Weights & Biases project to log to; offline where there is no key.", "none"),
     ]
     kinds = method.kinds
@@ -79,6 +86,9 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
     summary = method.title or (inspect.getdoc(sys.modules[method.config.__module__]) or "").partition("\n\n")[0]
     form = dataclasses.make_dataclass("Train", fields)
     given: Any = tyro.cli(form, args=arguments, prog=f"omarl train {algorithm}", description=summary)
+    if given.deterministic:
+        request_deterministic_operations()  # before the import, which starts the backend
+    from omarl_jax.grid import make_grid
 
     chosen = {name: getattr(given, name) for name in kinds}
     block = {

@@ -250,7 +250,7 @@ def write(card: Card, folder: str | Path) -> None:
     """Writes `card.md` and `card.png` into a folder, which is made if there is none.
 
     Raises:
-        UserError: if they cannot be written; what stood there before is then still there.
+        UserError: if they cannot be written; earlier files then stay.
     """
     figure = draw(card)
     with replacing(Path(folder) / "card.png") as file:
@@ -273,7 +273,7 @@ def _distribution(values: np.ndarray, bins: int | np.ndarray) -> Distribution:
 
 
 def _whole_bins(values: np.ndarray) -> np.ndarray:
-    """Edges of at most `_BINS` bins that hold equally many whole numbers each."""
+    """Edges of at most `_BINS` bins, each with the same number of integers."""
     width = int(np.ptp(values)) // _BINS + 1
     return np.arange(values.min(), values.max() + width + 1, width) - 0.5
 

@@ -25,7 +25,7 @@ from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
 from omarl_jax.files import require_writable
 
-FORMAT = 2
+FORMAT = 1
 _DESCRIPTION = "dataset.json"
 
 
@@ -93,7 +93,7 @@ def require_new(folder: str | Path) -> None:
 
 
 def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -> Dataset:
-    """Opens a dataset; its arrays are read-only and mapped from the files, so only what is used is read.
+    """Opens a dataset; its arrays are read-only and memory-mapped, so only the used parts are read.
 
     Args:
         folder: where `save` put it.
@@ -141,7 +141,7 @@ def content_hash(dataset: Dataset) -> str:
 
 
 def described_hash(folder: str | Path) -> str:
-    """The content hash that a dataset on disk says it has.
+    """The content hash in the description of a dataset on disk.
 
     Raises:
         UserError: if there is no dataset, or its description is damaged.

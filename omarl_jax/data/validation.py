@@ -65,8 +65,8 @@ def validate_shapes(dataset: Dataset) -> None:
 def validate(dataset: Dataset) -> None:
     """Checks everything that `EpisodeStore` promises.
 
-    Single-step episodes may end without a flag, since logs without episode order are made of them; longer ones must
-    end terminal or truncated, or else a forgotten flag would let methods bootstrap beyond the end of the task.
+    Single-step episodes may end without a flag, since logs without episode order consist of them. Longer ones must end
+    terminal or truncated; otherwise a forgotten flag would let methods bootstrap beyond the end of the task.
 
     Raises:
         UserError: for the first mistake found, with field, row, [agent, dimension] and value; all count from 0.
@@ -135,7 +135,7 @@ def from_episodes(
         truncated: (V,) bool.
         last_obs: (E, N, O), the observation after each episode's last step (`next_obs`, without order).
         lengths: (E,) integers, steps of each episode.
-        state: (V, S); not kept where it is the concatenation of the observations.
+        state: (V, S); not stored where it is the concatenation of the observations.
         last_state: (E, S).
         action_mask: (V, N, A) bool, in discrete tasks.
         last_action_mask: (E, N, A) bool.

@@ -1,6 +1,6 @@
 """Behaviour policies: online training, with snapshots along the way.
 
-Training again gives policies of the same quality; the shipped files name their seeds, updates and returns.
+Training again gives policies of the same quality. The bundled files name their seeds, updates and returns.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ def train(
         settings: how experience is gathered.
 
     Returns:
-        snapshots, those of one seed after those of another, the first of each before training: `seed`, `updates`,
-        `policy` (on the host), `returns` of greedy play, and `explored`, those with exploration noise; the latter two
-        are means over 1,000 episodes.
+        snapshots, seed after seed; the first of each seed was taken before training. Each has `seed`, `updates`,
+        `policy` (on the host), and two means over 1,000 episodes: `returns` of greedy play, and `explored`, the return
+        with exploration noise.
 
     Raises:
         UserError: for an unknown method, hyperparameters, seeds or updates that make no sense.
@@ -122,14 +122,14 @@ def choose(
         env: the task, for its reference returns.
         snapshots: of `train`, of one seed or of several in turn.
         medium: normalised score that the medium data should have, with exploration noise.
-        expert: the same for the expert data.
-        replay: mean score that the medium-replay data should have; by default what comes out.
+        expert: normalised score that the expert data should have.
+        replay: mean score that the medium-replay data should have; None for any.
 
     Returns:
-        `expert`: the one nearest; `medium`: the one nearest when training first got there; `medium-replay`: eight
-        (fewer where there are not so many), spread evenly from the untrained policy to that one, or to
-        an earlier one where that meets `replay` better (published replay buffers are short). Each is taken from the
-        seed that comes nearest. Seeds that have diverged are left out.
+        numbers of snapshots. `expert`: the nearest one. `medium`: the nearest one when training first reached the
+        score. `medium-replay`: at most eight, spread evenly from the untrained policy to the medium one, or to an
+        earlier one if that meets `replay` better (published replay buffers are short). Each is taken from the seed that
+        comes nearest. Seeds that have diverged are left out.
 
     Raises:
         UserError: if all have diverged.
@@ -168,7 +168,19 @@ def save(
     snapshots: list[dict[str, Any]],
     chosen: dict[str, list[int]],
 ) -> None:
-    """Writes the snapshots that some quality uses, stacked into one file."""
+    """Writes the snapshots that some quality uses, stacked into one file.
+
+    Args:
+        path: an `.npz`.
+        env: the task.
+        algorithm: the method's name.
+        overrides: hyperparameters that differ from its defaults.
+        snapshots: of `train`.
+        chosen: the numbers of the snapshots of each quality, of `choose`.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     used = sorted({i for numbers in chosen.values() for i in numbers})
     config = algorithms.find(algorithm).configure(env.task_spec, overrides)
     metadata = {

@@ -32,6 +32,7 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.datasets import replay
 from omarl_jax.errors import UserError, check_seeds, unknown
 from omarl_jax.export import SavedPolicy, load_policy
+from omarl_jax.files import read_arrays
 from omarl_jax.rollout import collect, uniform_act
 from omarl_jax.tasks import make_env, reference_metadata
 from omarl_jax.types import TaskSpec
@@ -44,7 +45,7 @@ _SIZES = {
     ("particle/spread", "medium-replay"): 97_500,  # as published
     ("particle/tag", "medium-replay"): 62_500,
     ("particle/world", "medium-replay"): 80_000,
-    ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with parts of the log
+    ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with slices of the log
     ("uav/iot-random", "random"): replay.DEFAULT_SIZE,
 }
 
@@ -54,8 +55,8 @@ def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None
 
     Args:
         task: `family/task`.
-        quality: one of those of the task: `random`; and if it is continuous `medium-replay`, `medium` and `expert`, if
-            it is discrete `early`, `middle`, `late` and `mixed`.
+        quality: every task has `random`; a continuous one also `medium-replay`, `medium` and `expert`, a discrete one
+            `early`, `middle`, `late` and `mixed`.
         seed: of the data: of the rollouts, or of the agents that learn.
         size: transitions, rounded up to whole episodes of the task's length; by default the published number.
         **options: constructor arguments of the task.
@@ -72,7 +73,7 @@ def load_datasets(
 ) -> list[Dataset]:
     """Makes the datasets of several seeds.
 
-    Rollouts equal those of `load_dataset`. Replay data are equal only in distribution: rounding depends on the number
+    `load_dataset` gives the same rollouts. Replay data are equal only in distribution: rounding depends on the number
     of seeds that learn side by side, and learning amplifies it.
 
     Args:
@@ -116,16 +117,27 @@ def load_datasets(
 
 
 def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
-    """A hash of everything that data are made from beside their recipe, so that runs on other data get another name.
+    """A hash of everything besides the recipe that the data depend on, so that runs on other data get another name.
 
-    It covers the content of a dataset's folder, the snapshots that ship, the reference returns (on tag and world they
-    depend on the prey), and files among the options, which are known by their suffix.
+    It covers the content of a dataset's folder, the bundled snapshots, the version of replay data, the reference
+    returns (on tag and world they depend on the prey), and files among the options, which are known by their suffix.
+
+    Args:
+        env: the task.
+        dataset: a quality, or the folder of a dataset.
+        options: constructor arguments of the task.
+
+    Raises:
+        UserError: if the folder holds no dataset.
     """
     parts = [] if env.reference is None else [repr((env.reference.random, env.reference.expert)).encode()]
     if dataset not in QUALITIES:
         parts.append(storage.described_hash(dataset).encode())
     elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
-        parts.append(file.read_bytes())
+        arrays = read_arrays(file)  # not the file's bytes: the same policies may be packed in another way
+        parts += [name.encode() + np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)]
+    elif dataset in replay.SLICES:
+        parts.append(f"replay {replay.VERSION}".encode())
     paths = [pathlib.Path(value) for value in options.values() if isinstance(value, str | pathlib.Path)]
     parts += [path.read_bytes() for path in paths if path.suffix and path.is_file()]  # "unit" is no file, but a name
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -144,7 +156,7 @@ def _logs(task: str, options: str, seeds: tuple[int, ...]) -> list[replay.Log]:
 def _rollouts(
     env: MultiAgentEnv, quality: str, seeds: Sequence[int], size: int
 ) -> Iterator[tuple[EpisodeStore, dict[str, np.ndarray], str]]:
-    """For each seed its rows, the totals of the task's quantities of each episode, and a name of the behaviour."""
+    """For each seed: rows, totals of the task's quantities in each episode, and a name of the behaviour."""
     if quality == "random":
         functions, policies, behaviour = (uniform_act(env.task_spec), ()), None, "uniform actions"
     else:
@@ -162,7 +174,7 @@ def _rollouts(
 
 
 class Entry(NamedTuple):
-    """A dataset of the catalogue; `score` is that of the behaviour, None where there is no reference."""
+    """A dataset of the catalogue; `score` is the behaviour's, None where there is no reference."""
 
     task: str
     quality: str
@@ -190,12 +202,12 @@ def catalogue() -> list[Entry]:
 
 
 def default_size(task: str, quality: str) -> int:
-    """Transitions that a dataset has unless another number is asked for: the published one, if there is one."""
+    """The default number of transitions: the published one, if there is one."""
     return _SIZES.get((task, quality), replay.DEFAULT_SIZE if quality in replay.SLICES else _DEFAULT_SIZE)
 
 
 def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
-    """The shipped behaviour policies of a task and quality, stacked, with their `recipe` in the metadata."""
+    """The bundled behaviour policies of a task and quality, stacked, with their `recipe` in the metadata."""
     saved = _snapshots(env.task_spec.name, quality)
     if saved is None or saved.spec != env.task_spec:
         raise UserError(
@@ -206,7 +218,7 @@ def behaviour_snapshots(env: MultiAgentEnv, quality: str) -> SavedPolicy:
 
 
 def _at_home(env: MultiAgentEnv, quality: str) -> bool:
-    """Whether the shipped policies learned in this form of the task, with the prey that the references are of."""
+    """Whether the bundled policies learned on this configuration of the task, with the prey of its reference."""
     found = _snapshots(env.task_spec.name, quality)
     return found is not None and env.reference is not None and found.metadata["reference"] == env.reference.source
 

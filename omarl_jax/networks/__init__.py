@@ -2,12 +2,12 @@
 
 A network is a small frozen object with pure functions: `init(key)`, and a call on parameters and arrays that carry the
 agent axis, (B, N, …). It knows what a method need not know: whether agents have parameters of their own or share one
-set (`Sharing`), what they see (`View`), how inputs are normalised, and which action entries are padding.
+set (`Sharing`), what they see (`CriticView`), how inputs are normalised, and which action entries are padding.
 """
 
 from omarl_jax.networks.agents import (
+    CriticView,
     Sharing,
-    View,
     illegal_to_minus_infinity,
     mean_over_actions,
     real_actions,
@@ -44,6 +44,7 @@ __all__ = [
     "Categorical",
     "Critic",
     "CriticInputs",
+    "CriticView",
     "InputNorm",
     "LinearMixer",
     "Net",
@@ -52,7 +53,6 @@ __all__ = [
     "Sharing",
     "StateValues",
     "TanhGaussian",
-    "View",
     "action_values",
     "critic",
     "deterministic_policy",

@@ -13,7 +13,7 @@ from omarl_envs.spec import TaskSpec
 from omarl_jax.networks.normalisation import InputNorm, Net, Norm, batch_statistics, normalise, running_statistics
 
 Sharing = Literal["separate", "shared"]
-View = Literal["own", "all", "state"]
+CriticView = Literal["own", "all", "state"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class OfObservations:
         return obs if net.stats is None else normalise(obs, net.stats)
 
 
-def view_of(view: View, x: chex.Array, n: int) -> chex.Array:
+def view_of(view: CriticView, x: chex.Array, n: int) -> chex.Array:
     """What each of n agents (or critics) sees.
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax.networks import agents, modules
-from omarl_jax.networks.agents import Agents, OfObservations, Sharing, View, view_of
+from omarl_jax.networks.agents import Agents, CriticView, OfObservations, Sharing, view_of
 from omarl_jax.networks.blocks import CONCAT, in_blocks
 from omarl_jax.networks.normalisation import InputNorm, Net, batch_statistics, normalise
 
@@ -40,7 +40,7 @@ class Critic:
 
     spec: TaskSpec
     agents: Agents
-    view: View
+    view: CriticView
     input_norm: InputNorm
 
     @property
@@ -50,10 +50,9 @@ class Critic:
 
     def init(self, key: chex.PRNGKey) -> Any:
         """Fresh parameters of G critics."""
-        n, all_actions = self.spec.n_agents, self.view != "own"
-        widths = {"own": self.spec.obs_dim, "all": n * self.spec.obs_dim, "state": self.spec.state_dim}
-        obs = jnp.zeros((1, self.agents.n, widths[self.view]))
-        return self.agents.init(key, obs, jnp.zeros((1, self.agents.n, self.spec.action_dim * (n if all_actions else 1))))
+        n, a = self.spec.n_agents, self.spec.action_dim
+        obs = jnp.zeros((1, self.spec.state_dim) if self.view == "state" else (1, n, self.spec.obs_dim))
+        return self.agents.init(key, *self.inputs(obs, jnp.zeros((1, n, a))))
 
     def inputs(self, obs: chex.Array, actions: chex.Array) -> CriticInputs:
         """What critics see of obs (B, N, O) and actions (…, B, N, A).
@@ -105,7 +104,7 @@ class Critic:
         return batch_first(params, *inputs).swapaxes(0, 1)
 
     def group(self, x: chex.Array, how: Literal["mean", "sum", "all"]) -> chex.Array:
-        """Quantities of agents (…, N) as the critics learn them, (…, G): of a joint critic their mean, sum or logical and."""
+        """Quantities of agents (…, N) as the critics learn them, (…, G)."""
         return group(x, self.joint, how)
 
     def _normalised(self, obs: chex.Array, actions: chex.Array) -> CriticInputs:
@@ -115,7 +114,7 @@ class Critic:
 
 
 def group(x: chex.Array, joint: bool, how: Literal["mean", "sum", "all"]) -> chex.Array:
-    """Quantities of agents (…, N) as they are, or of a team that learns as one, (…, 1)."""
+    """Quantities of agents (…, N) as they are; of a team that learns as one their mean, sum or logical and, (…, 1)."""
     return getattr(x, how)(axis=-1, keepdims=True) if joint else x
 
 
@@ -124,7 +123,7 @@ def critic(
     hidden: tuple[int, ...],
     input_norm: InputNorm,
     sharing: Sharing = "separate",
-    view: View = "own",
+    view: CriticView = "own",
     joint: bool = False,
     heads: int = 2,
 ) -> Critic:
@@ -140,7 +139,8 @@ def critic(
         heads: networks of a critic that differ in their parameters.
     """
     module = modules.Heads(hidden, input_norm == "batch", heads)
-    return Critic(spec, Agents(module, 1 if joint else spec.n_agents, "separate" if joint else sharing), view, input_norm)
+    agents_of_critic = Agents(module, 1, "separate") if joint else Agents(module, spec.n_agents, sharing)
+    return Critic(spec, agents_of_critic, view, input_norm)
 
 
 @dataclasses.dataclass(frozen=True)

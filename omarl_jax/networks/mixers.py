@@ -31,6 +31,10 @@ class LinearMixer:
         w, b = self.module.apply({"params": params}, state)
         return w[:, None], b
 
+    def __call__(self, params: Any, state: chex.Array, x: chex.Array) -> chex.Array:
+        """The team's value (B, 1) in states (B, S), from the agents' values x (B, N)."""
+        return mix(*self.weights(params, state), x)
+
 
 def linear_mixer(spec: TaskSpec, hidden: int) -> LinearMixer:
     """Weights and a bias from the global state, by one hidden layer."""

@@ -1,4 +1,4 @@
-"""The layers of single networks, the only file that knows flax.
+"""The layers of single networks, the only file that defines flax modules.
 
 Layers start as PyTorch's do, uniform in ±1/sqrt(inputs), because the published methods do. They are named `layer_0`,
 `layer_1` … and `norm`, and saved policies rely on these names.

@@ -4,14 +4,13 @@ In updates every forward pass uses the statistics of its own inputs, target netw
 statistics. They depend on the inputs alone, so they stand beside the parameters (`Net`) and are not optimised.
 
 Normalisation by fixed statistics of the data is no matter of networks: it is applied to whole batches before `update`
-and to observations before `act` (see `omarl_jax.algorithms.standardised`).
+and to observations before `act` (see `omarl_jax.algorithms._build`).
 """
 
 from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 
 InputNorm = Literal["batch", "dataset", "none"]
 

@@ -1,7 +1,7 @@
 """The published hyperparameters of each method, per task and dataset, from `<algorithm>.toml` beside this file.
 
 A file holds tables, each with its `source`; a row in one gives the hyperparameters that differ from the method's
-defaults, and `updates`. `any` stands for every task or every dataset; a more special row adds to a more general one:
+defaults, and `updates`. `any` stands for every task or every dataset; a specific row adds to a general one:
 
     [[table]]
     source = "where these numbers stand"
@@ -40,7 +40,7 @@ class Preset(NamedTuple):
 
 
 def preset(algorithm: str, task: str, dataset: str) -> Preset:
-    """What was published for a task and dataset, and where that is silent, for the task or for any task.
+    """The published settings for a task and dataset, or else for the task, or else for any task.
 
     Args:
         algorithm: name of the method or variant, for example `omar`.

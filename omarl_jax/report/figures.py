@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
     Attributes:
         kind: `curves`, `grid`, `map`, `quantiles`, `returns` or `profiles`.
-        task: what it belongs to, or None.
+        task: the task, or None for a picture of all tasks.
         title: what it shows.
         name: of its file, without `.png`.
     """
@@ -67,13 +67,20 @@ def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
 
 
 def picture(kind: str, task: str | None, title: str, *parts: str) -> Picture:
-    """A picture whose file is named after its kind, its task and further parts."""
+    """A picture whose file is named after its kind, its task and further parts.
+
+    Args:
+        kind: of plot, as `curves`.
+        task: the task, None for a picture of all tasks.
+        title: what the page shows above it.
+        *parts: what else distinguishes the file, as the dataset and the method.
+    """
     name = "-".join([kind, *([] if task is None else [task]), *parts])
     return Picture(kind, task, title, re.sub(r"[^\w.-]+", "-", name))
 
 
 def _units(rows: Sequence[Row]) -> str:
-    """What numbers are measured in: one unit in a dataset, and perhaps another in the next."""
+    """The units of the numbers, which may differ between datasets."""
     return " or ".join(sorted({"score" if row.normalised else "return" for row in rows}, reverse=True))
 
 
@@ -92,7 +99,7 @@ def _panels(of_task: Sequence[Row]) -> list[plots.Panel]:
 
 
 def _panel(cell: Sequence[Row]) -> plots.Panel:
-    """The curves of all methods on one dataset, with the mean of the data and what the paper reports."""
+    """The curves of all methods on one dataset, with the mean of the data and the paper's values."""
     curves = {}
     for row in cell:
         updates = functools.reduce(np.intersect1d, [run.evaluations for run in row.runs])
@@ -115,7 +122,7 @@ def _panel(cell: Sequence[Row]) -> plots.Panel:
 def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plots.Line]]:
     """Name of a setting -> method -> how it does at each value, for settings with three values or more.
 
-    Methods whose rows differ in something else, too, are left out; more data go with more updates.
+    Methods whose rows also differ in something else are left out, except that updates may grow with the size.
     """
     grids: dict[str, dict[str, plots.Line]] = {}
     for algorithm, rows in grouped(cell, lambda row: row.algorithm).items():

@@ -30,7 +30,7 @@ class FinishedRun:
         dataset: the recipe, or the name of a dataset's folder.
         options: constructor arguments of the task; of files only the names.
         task_defaults: constructor arguments that the task has by itself.
-        as_published: whether hyperparameters and updates are those of the published score.
+        as_published: whether hyperparameters and updates equal the published score's.
         default_size: transitions of the published data, or None where nothing is published.
         reference: returns to normalise with, or None.
         evaluations: (E,) updates after which the policy was evaluated.
@@ -80,7 +80,7 @@ def load_runs(folder: Path) -> list[FinishedRun]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """The folders of the runs in a folder and below that are still going on, or were stopped."""
+    """The folders of unfinished runs in a folder and below."""
     return [path for path in _run_folders(folder) if not (path / "DONE").exists()]
 
 
@@ -154,5 +154,5 @@ def _named(value: Any) -> Any:
 
 
 def without_folders(text: str) -> str:
-    """A text with the absolute paths in it cut down to the names of their files, to be shown to others."""
+    """A text whose absolute paths are cut down to the names of their files, to be shown to others."""
     return re.sub(r"(?<![\w.:/~])/(?:[^\s/'\"]+/)+(?=[^\s/'\"])", "", text)

@@ -1,4 +1,4 @@
-"""The report as one HTML page, which can be sent around: its pictures are in it."""
+"""The report as one self-contained HTML page, with its pictures inside."""
 
 import base64
 import html

@@ -1,7 +1,7 @@
 """The plots of a report, as matplotlib figures that need no display.
 
 Most functions take `methods`, all methods of the report in one order, since the place in it decides a method's colour:
-so a method looks the same in every picture but those of a setting (`grid`), which have a line for each algorithm.
+so a method looks the same in every picture. Plots of a setting (`grid`) are the exception: a line is an algorithm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,8 +67,13 @@ class Line(NamedTuple):
 def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
     """Mean and 95 % bootstrap interval over runs against updates.
 
-    There is one legend for all panels; or, if together they show more methods than there are colours and each of them
-    few, a legend in each and one scale for all.
+    All panels share one legend. If together they show more methods than there are colours, and each of them few, each
+    panel has its own legend and all have one scale.
+
+    Args:
+        panels: one a dataset.
+        methods: all methods, in the order of their colours.
+        ylabel: what the curves show.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -211,7 +216,7 @@ def returns_histogram(
 
 
 def quantiles(values: np.ndarray, fractions: np.ndarray, times: Sequence[str], whose: Sequence[str]) -> Figure:
-    """Quantile functions of the returns that are expected of actions, a panel for each agent or for the team.
+    """Quantile functions of the predicted returns of actions, a panel for each agent or for the team.
 
     Args:
         values: (times, panels, Q) in units of returns.
@@ -236,13 +241,13 @@ def _colour(methods: Sequence[str], method: str) -> str:
 
 
 def _style(methods: Sequence[str], method: str) -> dict[str, Any]:
-    """When the colours are used up they come again, dashed."""
+    """Colours repeat with dashed lines when there are more methods."""
     lap = methods.index(method) // len(_COLOURS)
     return {"color": _colour(methods, method), "linestyle": ["-", "--", "-.", ":"][lap % 4]}
 
 
 def _label_levels(axes: Axes, levels: Mapping[str, tuple[float, str | None]], methods: Sequence[str]) -> None:
-    """Writes labels right of the axes, each at its value; those of values that lie close move apart."""
+    """Writes labels right of the axes, each at its value; labels of close values move apart."""
     ordered = sorted(levels.items(), key=lambda item: item[1][0])
     bottom, top = axes.get_ylim()
     gap = 1.2 * _SMALL * axes.figure.dpi / 72 / axes.bbox.height  # a line of text, in parts of the axes

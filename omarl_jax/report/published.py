@@ -1,7 +1,6 @@
 """Published scores, to print next to our own; they and their sources stand in `presets/published.toml`.
 
-Behaviour cloning is missing on purpose: the numbers in circulation lie far below the mean of the data they are said
-to imitate.
+Behaviour cloning is missing on purpose: the numbers in circulation lie far below the mean of the data.
 """
 
 import functools
@@ -25,7 +24,7 @@ class Published(NamedTuple):
 
 
 def lookup(task: str, dataset: str, algorithm: str) -> Published | None:
-    """What was published for an algorithm, or None where nothing was.
+    """The published score of an algorithm, or None where there is none.
 
     Args:
         task: for example `particle/spread`.

@@ -1,4 +1,4 @@
-"""What a handful of runs can say: aggregates, intervals and comparisons (Agarwal et al., 2021, arXiv:2108.13264).
+"""Statistics of few runs: aggregates, intervals and comparisons (Agarwal et al., 2021, arXiv:2108.13264).
 
 Scores are a mapping from task to an array of one score per run, so tasks may have different numbers of runs. Every
 statistic reduces the last axis and keeps the axes before it: that is how the bootstrap computes all its resamples in
@@ -33,7 +33,7 @@ def mean(scores: Scores) -> np.ndarray:
 
 
 def iqm(scores: Scores) -> np.ndarray:
-    """The interquartile mean: the mean of what is left of all runs of all tasks without the lowest and highest quarter.
+    """The interquartile mean: the mean over all runs of all tasks without the lowest and the highest quarter.
 
     Of n runs, floor(n / 4) are left out at either end, so with fewer than four it is the plain mean.
 
@@ -125,7 +125,7 @@ def bootstrap_interval(
 def cvar(returns: np.ndarray, xi: float) -> np.ndarray:
     """Conditional value at risk: the mean of the lowest share `xi` of the returns.
 
-    If xi n is no whole number, the last return counts with the fraction that is left. xi = 1 gives the mean.
+    If xi n is not an integer, the last return counts with the remaining fraction. xi = 1 gives the mean.
 
     Args:
         returns: (..., n) in any units.

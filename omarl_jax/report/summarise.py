@@ -32,22 +32,22 @@ class Row:
         differs: hyperparameters, options of the task, updates and size of the data in which this row differs from
             others of the same task, dataset and algorithm.
         runs: the runs that have a result.
-        started: the number of runs, with those that have none (see `FinishedRun.failure`).
+        started: the number of runs, including runs without a result (see `FinishedRun.failure`).
         normalised: whether numbers are scores or, if some row of the dataset has no reference, raw returns.
         finals: (runs,) mean over episodes of the last policy of each run.
         best: the best mean over episodes that each run reached during training, averaged over runs.
-        tails: level -> CVaR: the mean of that share of the episodes of the last policy of each run that are the lowest,
-            averaged over runs.
+        tails: level -> CVaR, the mean over this share of the worst episodes of each run's last policy, averaged over
+            runs.
         interval: 95 % bootstrap interval of the IQM.
-        paper: what was published, or None.
-        as_published: whether hyperparameters, updates and size of the data are those of the paper's number.
+        paper: the published score, or None.
+        as_published: whether hyperparameters, updates and size of the data equal the paper's.
         data_mean: mean of the data, or None where unknown.
-        comparable: whether the data are those of the paper, or made the same way.
-        metrics: task metrics of the last policies, averaged over episodes and runs; `length` is that of the episodes.
-        data_metrics: the same of the data, as far as it is known.
+        comparable: whether the data are the paper's, or made the same way.
+        metrics: task metrics of the last policies, averaged over episodes and runs; `length` is in steps.
+        data_metrics: task metrics of the data, where known.
         updates_to_data: after how many updates each run was first evaluated above the mean of the data, or infinity.
         violating: for each `risk…` metric of the task the share of episodes in which it was not zero.
-        saturation: that of the most saturated run, or None.
+        saturation: of the most saturated run, or None.
     """
 
     task: str
@@ -200,7 +200,7 @@ def _data_metrics(runs: Sequence[FinishedRun], names: Sequence[str]) -> dict[str
 
 
 def _datasets(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
-    """What is known of the data of these runs, each dataset once."""
+    """The metadata of these runs' data, each dataset once."""
     return list({run.data.get("hash"): run.data for run in runs}.values())
 
 
@@ -245,7 +245,7 @@ def methods(rows: Iterable[Row]) -> list[str]:
 
 
 def finals(rows: Iterable[Row], method: str) -> dict[str, np.ndarray]:
-    """What was learned, the form of the task and the size of the data included -> final scores of a method's runs."""
+    """Dataset, with options of the task and size of the data -> final scores of a method's runs."""
     return {_learned(row): row.finals for row in rows if row.method == method and row.runs}
 
 

@@ -57,7 +57,7 @@ def _marks(row: Row) -> str:
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of `cells` has to know, with the marks that occur."""
+    """Explanations of the marks that occur in `cells`."""
     notes = [
         "Mean ± standard deviation over seeds; scores are 100 (return - random) / (expert - random). "
         "IQM: interquartile mean over seeds, with its bootstrap interval. "
@@ -79,7 +79,13 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
 
 
 def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) -> str:
-    """The tables of each task as Markdown, with their notes."""
+    """The tables of each task as Markdown, with their notes.
+
+    Args:
+        runs: finished runs.
+        rows: of `summarise`, in the order of the tables.
+        unfinished: how many runs have not finished.
+    """
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
         parts += [f"## {_one_line(task)}", _markdown([cells(row) for row in of_task])]
@@ -94,7 +100,7 @@ def _markdown(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; whatever stands in a cell stays in it."""
+    """A table in Markdown; `|` and line breaks in cells are escaped."""
     written = [header, *lines]
     texts = [f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in written]
     return "\n".join([texts[0], f"|{' --- |' * len(header)}", *texts[1:]])
@@ -203,7 +209,7 @@ def details(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
 
 
 def _metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Quantities per step, shares of steps at risk, shares of episodes with any risk; those of the data first."""
+    """Quantities per step, shares of steps at risk, shares of episodes with any risk; the data in the first line."""
 
     def quantities(metrics: Mapping[str, float]) -> dict[str, str]:
         unit = "a step" if "length" in metrics else "an episode"

@@ -53,11 +53,11 @@ def test_a_log_is_read_as_it_says(log):
 def test_returns_are_those_of_whole_episodes(log, monkeypatch):
     monkeypatch.setattr(uav, "EPISODE_LENGTH", 2)
     data = read_csv(log, devices=DEVICES)
-    # Ages after the steps are 1 and 3, 1 and 5: means 2 and 3. Power and punishment are what is left.
+    # Ages after the steps are 1 and 3, 1 and 5: means 2 and 3. Power and punishment are the rest.
     expected = {"age": 2 + 3, "training_return": -10.5 - 7, "length": 2}
     expected["return"] = (-10.5 + 2) / 2 - 2 + (-7 + 3) / 2 - 3
-    told = data.metadata["metrics"]
-    assert {name: told[name] for name in expected} == pytest.approx(expected)
+    metrics = data.metadata["metrics"]
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert data.metadata["mean_return"] == pytest.approx(expected["return"])
 
 
@@ -79,7 +79,7 @@ def test_what_was_written_is_read_again(env, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda text: text.replace(",15\n", "\n").replace(",14", ""), r"^\S+ lacks the columns 14, 15; logs"),
         (lambda text: text.replace(",15\n", ",15,16\n"), "has 17 columns"),
@@ -98,9 +98,9 @@ def test_what_was_written_is_read_again(env, tmp_path):
         (lambda text: text.replace("-7", "5"), "line 3 a reward above the cost of the ages alone"),
     ],
 )
-def test_a_wrong_file_is_refused(log, change, told):
+def test_a_wrong_file_is_refused(log, change, message):
     log.write_text(change(log.read_text()))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_csv(log, devices=DEVICES)
 
 

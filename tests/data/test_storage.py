@@ -124,7 +124,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no text": (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json is damaged: it is not JSON"),
     "a list": (lambda f: (f / "dataset.json").write_text("[]"), "has format version None"),
     "no description": (lambda f: (f / "dataset.json").unlink(), "There is no dataset in .*toy"),
-    "future": (_edit(lambda d: d.update(format=3)), "has format version 3, .* reads 2"),
+    "future": (_edit(lambda d: d.update(format=2)), "has format version 2, .* reads 1"),
     "no spec": (_edit(lambda d: d.pop("spec")), "malformed.*spec"),
     "odd spec": (_edit(lambda d: d["spec"].update(colour="red")), "malformed.*colour"),
     "other spec": (_edit(lambda d: d["spec"].update(action_dim=3)), r"toy is damaged: .*actions has shape \(9, 2, 2\)"),

@@ -65,7 +65,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"n_uav": 3}, "no option 'n_uav'; did you mean 'n_uavs'"),
         ({"n_uavs": 2.5}, "n_uavs of 'uav/iot' must be a whole number, not 2.5"),
@@ -74,8 +74,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -
         ({"random_missions": "no"}, "must be true or false, not 'no'"),
     ],
 )
-def test_options_are_checked_against_the_constructor(options: dict[str, object], told: str) -> None:
-    with pytest.raises(TypeError, match=told):
+def test_options_are_checked_against_the_constructor(options: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         make("uav/iot", **options)
 
 

@@ -137,11 +137,11 @@ def test_a_film_has_a_frame_for_every_step(tmp_path: pathlib.Path) -> None:
     env = make("particle/spread")
     state, _ = env.reset(jax.random.key(0))
     frames = [env.render(state._replace(step=jnp.int32(t))) for t in range(1, 26)]
-    rendering.save_gif(iter(frames), tmp_path / "film.gif", fps=10)
-    with Image.open(tmp_path / "film.gif") as film:
-        assert film.n_frames == 25  # type: ignore[attr-defined]
-        assert film.size == (SIDE, SIDE)
-        assert film.info["duration"] == 100
-        assert film.info["loop"] == 0
-        error = np.abs(np.asarray(film.convert("RGB"), float) - frames[0]).mean()
+    rendering.save_gif(iter(frames), tmp_path / "team.gif", fps=10)
+    with Image.open(tmp_path / "team.gif") as gif:
+        assert gif.n_frames == 25  # type: ignore[attr-defined]
+        assert gif.size == (SIDE, SIDE)
+        assert gif.info["duration"] == 100
+        assert gif.info["loop"] == 0
+        error = np.abs(np.asarray(gif.convert("RGB"), float) - frames[0]).mean()
     assert error < 2.0

@@ -160,8 +160,8 @@ def test_random_missions_differ_and_are_kept() -> None:
     corners = np.unique([np.argwhere(risky)[0] for risky in mission.risky], axis=0)
     np.testing.assert_array_equal(corners, list(itertools.product(range(7), range(6))))
     assert all(len(np.unique(devices, axis=0)) == 10 for devices in mission.devices)
-    lanes = np.arange(2_000)[:, None]
-    assert not mission.risky[lanes, state.cells[..., 0], state.cells[..., 1]].any()
+    rows = np.arange(2_000)[:, None]
+    assert not mission.risky[rows, state.cells[..., 0], state.cells[..., 1]].any()
     after, _ = jax.vmap(env.step)(state, jnp.zeros((2_000, 2), jnp.int32))
     jax.tree.map(np.testing.assert_array_equal, after.mission, state.mission)
 

@@ -378,12 +378,12 @@ def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path
 
 
 def test_quantiles_are_drawn_over_their_fractions() -> None:
-    atoms = np.arange(12.0).reshape(2, 2, 3)  # (times, panels, Q)
-    figure = plots.quantiles(atoms, np.array([0.1, 0.5, 0.9]), ["step 0", "step 9"], ["agent 0", "agent 1"])
+    quantiles = np.arange(12.0).reshape(2, 2, 3)  # (times, panels, Q)
+    figure = plots.quantiles(quantiles, np.array([0.1, 0.5, 0.9]), ["step 0", "step 9"], ["agent 0", "agent 1"])
     for i, axes in enumerate(figure.axes):
         assert axes.get_title(loc="left") == f"agent {i}"
         for t, line in enumerate(axes.lines):
-            np.testing.assert_allclose(np.asarray(line.get_xydata()).T, [[0.1, 0.5, 0.9], atoms[t, i]])
+            np.testing.assert_allclose(np.asarray(line.get_xydata()).T, [[0.1, 0.5, 0.9], quantiles[t, i]])
 
 
 def test_what_the_data_did_stands_beside_what_policies_do(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def contact_force(delta: Vec, reach: float) -> Vec:
 def integrate(position: Vec, velocity: Vec, force: Vec, max_speed: float | None = None) -> tuple[Vec, Vec]:
     """One step of time: damped velocity first, then the position with the new velocity.
 
+    Args:
+        position: of the entities.
+        velocity: of the entities, units of length a second.
+        force: on the entities, whose mass is 1.
+        max_speed: of each entity; None for no limit.
+
     Returns:
         position, velocity.
     """

@@ -1,8 +1,7 @@
-"""The prey of tag and world: a small frozen network, shipped, read from a file, or left to the learner.
+"""The prey of tag and world: a small frozen network, bundled or read from a file, or a learning agent.
 
-The one that OMAR's datasets were made with is not ours to ship. It lies beside those datasets as
-`pretrained_adv_model.pt`, a pickle of PyTorch (so read it only if you trust where it comes from), and becomes a file
-for `prey=` like this:
+The prey of OMAR's datasets is not part of this package. It lies beside those datasets as `pretrained_adv_model.pt`, a
+pickle of PyTorch, so read it only if you trust its source. This makes a file for `prey=` of it:
 
     content = torch.load("pretrained_adv_model.pt", map_location="cpu", weights_only=False)
     net = {name: tensor.numpy() for name, tensor in content["agent_params"][-1]["policy"].items()}
@@ -56,7 +55,7 @@ class Prey(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the numbers, which tells one prey from another."""
+        """The SHA-256 of the numbers, which identifies a prey."""
         return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in self)).hexdigest()
 
 

@@ -25,18 +25,18 @@ AGENT_BOX, LANDMARK_BOX = 1.0, 0.9  # half sides of the squares things start in
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """What tells tag and world apart.
+    """The differences between tag and world.
 
     Attributes:
         prey_radius: of the prey.
         obstacle_radius: of the first `n_obstacles` landmarks, which collide with everyone.
         n_food, food_radius: landmarks the prey eats.
         n_forests, forest_radius: landmarks that predators know to be in or not.
-        touch_reward: what a predator's contact with the prey pays the predators (and costs the prey).
+        touch_reward: reward of the predators for a contact with the prey, and its cost for the prey.
         border_cost: weight of the prey's cost of leaving the square.
         released: published returns that scores are normalised with, against the prey released with OMAR's datasets.
         released_digest: the `Prey.digest` of that prey.
-        shipped: the same for the prey that ships with this package.
+        shipped: returns that scores are normalised with, against the bundled prey.
     """
 
     name: str
@@ -255,7 +255,7 @@ class Pursuit(MultiAgentEnv[State]):
 
 
 def _border(coordinate: chex.Array) -> chex.Array:
-    """What it costs the prey to be near the edge of the square or beyond it."""
+    """The cost for the prey of being near the edge of the square or beyond it."""
     outside = jnp.abs(coordinate)
     far = jnp.minimum(jnp.exp(2.0 * outside - 2.0), 10.0)
     return jnp.where(outside < 0.9, 0.0, jnp.where(outside < 1.0, 10.0 * (outside - 0.9), far))

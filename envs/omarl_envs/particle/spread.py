@@ -26,8 +26,8 @@ class Spread(MultiAgentEnv[State]):
 
     Actions are forces in [-1, 1]². The reward of agent i is Σ_landmarks min(1 / distance of the nearest agent, 10),
     less 5 for every other agent it touches. The observation of agent i, all positions relative to it, is
-    velocity (2), own position (2), landmarks (2N), other agents (2(N-1)), zeros (2(N-1)): the zeros are the silent
-    communication channel of the original, kept so that published datasets fit. An episode is cut off after 25 steps.
+    velocity (2), own position (2), landmarks (2N), other agents (2(N-1)), zeros (2(N-1)). The zeros are the silent
+    communication channel of the original; with them published datasets fit. An episode is cut off after 25 steps.
 
     Args:
         n_agents: N, from 2 to 64. Agents and landmarks start in a square of half side 1 (N <= 3), 2 (N <= 10) as

@@ -23,9 +23,9 @@ from omarl_jax.tasks import make_env
 def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     """Reads a log of MA-CQR.
 
-    A line that does not begin where the one before ended begins an episode, too. The end of an episode is a truncation,
-    unless the task has `time_limit_is_terminal`; a line that is the last without being over is truncated. The mean
-    return and the other quantities are those of the whole episodes in it, and unknown if there are none.
+    An episode also begins with a line whose state is not the next state of the line before. The end of an episode is a
+    truncation, unless the task has `time_limit_is_terminal`; so is the last line of the file. The mean return and the
+    other quantities are taken over the whole episodes in it, and unknown if there are none.
 
     Args:
         path: the file.

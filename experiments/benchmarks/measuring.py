@@ -1,0 +1,196 @@
+"""What the long and the short form of the benchmark share: data, loops, and the arithmetic of an update."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from omarl_envs import TaskSpec
+from omarl_envs.base import MultiAgentEnv
+from rich.console import Console
+
+from omarl_jax.data.dataset import Dataset, EpisodeStore
+
+console = Console()
+
+# The published task of OMIGA: HalfCheetah with one joint for each agent, whose number is part of its observation.
+OMIGA_SPEC = TaskSpec(
+    "synthetic/cheetah",
+    "continuous",
+    n_agents=6,
+    obs_dim=23,
+    action_dim=1,
+    state_dim=138,
+    episode_length=1_000,
+    state_is_obs=True,
+)
+
+
+def synthetic_dataset(spec: TaskSpec, size: int = 100_000) -> Dataset:
+    """Random transitions of a continuous task, in whole episodes, about `size` of them."""
+    rng, rows = np.random.default_rng(0), spec.episode_length + 1
+    n = max(1, size // spec.episode_length) * rows
+    closing = np.arange(n) % rows == spec.episode_length
+    agents = (n, spec.n_agents)
+    actions = rng.uniform(-1.0, 1.0, (*agents, spec.action_dim)).astype(np.float32)
+    rewards = rng.normal(size=agents).astype(np.float32)
+    actions[closing], rewards[closing] = 0.0, 0.0
+    obs = rng.normal(size=(*agents, spec.obs_dim)).astype(np.float32)
+    truncated = np.roll(closing, -1)
+    store = EpisodeStore(obs, actions, rewards, np.zeros(agents, bool), truncated, closing)
+    return Dataset(dataclasses.replace(spec, state_is_obs=True, state_dim=spec.n_agents * spec.obs_dim), store, {})
+
+
+def rate(work: Callable[[], Any], seconds: float) -> float:
+    """How often a second `work` is done."""
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or done == 0:
+        work()
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+def episodes(env: MultiAgentEnv, n_envs: int, count: int, redraw: bool = True) -> Callable[[int], Any]:
+    """A compiled function that plays some episodes in all environments and uses up everything they show.
+
+    The environments are divided among the devices; without `redraw` all episodes have the same random actions. The
+    environment is the last axis of the random actions, because on
+    CPUs random numbers in arrays with a short last axis take six times as long.
+    """
+    devices, spec = jax.device_count(), env.task_spec
+    n = n_envs // devices
+
+    def actions(key: jax.Array) -> jax.Array:
+        if spec.kind == "discrete":
+            return jax.random.randint(key, (spec.n_agents, n), 0, spec.action_dim).T
+        return jax.random.uniform(key, (spec.action_dim, spec.n_agents, n), minval=-1.0).T
+
+    def step(carry: tuple[Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
+        state, total = carry
+        state, timestep = jax.vmap(env.step)(state, actions(key) if redraw else key)
+        view = timestep.observation.agents_view
+        return (state, total + view.sum(axis=(1, 2)) + timestep.reward.sum(axis=1)), None
+
+    def episode(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+        total, drawn = carry
+        reset_key, key = jax.random.split(key)
+        state, _ = jax.vmap(env.reset)(jax.random.split(reset_key, n))
+        steps = jax.random.split(key, spec.episode_length) if redraw else drawn
+        (_, total), _ = jax.lax.scan(step, (state, total), steps)
+        return (total, drawn), None
+
+    def play(seed: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("environments"))
+        drawn = None if redraw else jax.lax.map(actions, jax.random.split(key, spec.episode_length))
+        return jax.lax.scan(episode, (jnp.zeros(n), drawn), jax.random.split(key, count))[0][0]
+
+    return _on_all_devices(play, "environments")
+
+
+_PRODUCTS = 200  # in one call of the program
+
+
+def matmul() -> Callable[[float], float]:
+    """Makes a function that measures how fast this machine multiplies float32 matrices, in FLOP/s of all devices.
+
+    Products are those of OMIGA's largest layer, 768 × 256 × 256, each with the result of the one before; on
+    accelerators 64 side by side, as many runs are.
+    """
+    side_by_side = 1 if jax.default_backend() == "cpu" else 64
+    weights = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (256, 256)))[0]  # keeps lengths as they are
+
+    def multiply(seed: jax.Array) -> jax.Array:
+        x = jax.random.normal(jax.random.key(seed), (side_by_side, 768, 256))
+        x = jax.lax.fori_loop(0, _PRODUCTS, lambda _, x: x @ weights, x)
+        return jnp.square(x).mean()[None]
+
+    program = _on_all_devices(multiply, "devices")
+    program(0)
+    flops = product(768 * side_by_side, 256, 256) * _PRODUCTS * jax.device_count()
+    return lambda seconds: flops * rate(lambda: program(1), seconds)
+
+
+def _on_all_devices(function: Callable[[jax.Array], jax.Array], axis: str) -> Callable[[int], Any]:
+    mesh = jax.make_mesh((jax.device_count(),), (axis,))
+    spread = jax.shard_map(
+        function, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(axis), check_vma=False
+    )
+    compiled = jax.jit(spread)
+    return lambda seed: compiled(seed).block_until_ready()
+
+
+# --- FLOPs of the matrix products of one update ---
+#
+# A product of (rows, inputs) with (inputs, outputs) is 2 · rows · inputs · outputs. A network that learns makes three
+# for each layer: forward, gradient of the weights, gradient of the inputs; the last is not needed in the first layer.
+# What is not a product (activations, random numbers, the search's softmax, Adam) is not counted.
+
+
+def product(rows: int, inputs: int, outputs: int) -> int:
+    """FLOPs of (rows, inputs) times (inputs, outputs)."""
+    return 2 * rows * inputs * outputs
+
+
+def forward(rows: int, *widths: int) -> int:
+    """FLOPs of a forward pass through layers of these widths, the inputs first."""
+    return sum(product(rows, *layer) for layer in _layers(widths))
+
+
+def learned(rows: int, *widths: int) -> int:
+    """FLOPs of a forward pass, and of the gradient of all weights."""
+    return 3 * forward(rows, *widths) - product(rows, *widths[:2])
+
+
+def _layers(widths: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    yield from itertools.pairwise(widths)
+
+
+def omiga_flops(config: Any, spec: TaskSpec) -> int:
+    """FLOPs of an update of OMIGA with shared networks and continuous actions.
+
+    Policy, Q, V and the mixer learn; the targets of Q and V are evaluated once and that of the mixer in two states. V
+    is evaluated once for its own loss and the policy's.
+    """
+    rows, seen = config.batch_size * spec.n_agents, spec.obs_dim + spec.n_agents
+    pair = seen + spec.action_dim
+    policy = learned(rows, seen, *config.hidden, 2 * spec.action_dim)
+    q = learned(rows, pair, *config.hidden, 1) + forward(rows, pair, *config.hidden, 1)
+    v = learned(rows, seen, *config.hidden, 1) + forward(rows, seen, *config.hidden, 1)
+    mixer = config.batch_size, spec.state_dim, config.mixer_hidden, spec.n_agents + 1
+    return policy + q + v + learned(*mixer) + 2 * forward(*mixer)
+
+
+def ciqr_flops(config: Any, spec: TaskSpec) -> int:
+    """FLOPs of an update of MA-CIQR: each agent's network learns, and its target is evaluated once."""
+    widths = spec.obs_dim, *config.hidden, config.quantiles * spec.action_dim
+    return spec.n_agents * (learned(config.batch_size, *widths) + forward(config.batch_size, *widths))
+
+
+def omar_flops(config: Any, spec: TaskSpec) -> int:
+    """FLOPs of an update of independent OMAR with uniform samples.
+
+    Of each agent: the policy learns, and its target is evaluated once. Both heads of the target critic judge one
+    action, both of the critic learn from the data's action and from K samples, and one judges the policy's own action,
+    with the gradient of that action, and the candidates of the search. The share of the observation in the first layer
+    of a critic is computed once in each pass, whatever the number of actions.
+    """
+    batch, width = config.batch_size, config.hidden[0]
+
+    def judge(actions: int) -> int:  # one head
+        rest = forward(batch * actions, spec.action_dim, *config.hidden, 1)
+        return product(batch, spec.obs_dim, width) + rest
+
+    def learn(actions: int) -> int:
+        rest = learned(batch * actions, spec.action_dim, *config.hidden, 1)
+        return 2 * product(batch, spec.obs_dim, width) + rest
+
+    own = judge(1) + forward(batch, spec.action_dim, *config.hidden, 1)
+    policy_widths = batch, spec.obs_dim, *config.hidden, spec.action_dim
+    policy = learned(*policy_widths) + forward(*policy_widths)
+    critic = 2 * (judge(1) + learn(1) + learn(config.cql_samples))
+    return spec.n_agents * (policy + critic + own + config.search_steps * judge(config.search_samples))
