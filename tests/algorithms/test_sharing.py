@@ -53,11 +53,11 @@ def test_agents_share_one_set_of_parameters_and_act_by_their_number(spec: TaskSp
         assert (one != begun).any()
     # Both see the same; a last layer as large as the first makes what they do differ, until numbers weigh nothing.
     of_all["layer_1"]["kernel"] = jax.random.normal(jax.random.key(0), of_all["layer_1"]["kernel"].shape)
-    views = View(10 * jax.random.normal(jax.random.key(1), (50, 1, O)).repeat(N, axis=1))
+    views = View(jax.random.normal(jax.random.key(1), (500, 1, O)).repeat(N, axis=1))
     for factor in (1.0, 0.0):
         of_all["layer_0"]["kernel"] = of_all["layer_0"]["kernel"].at[O:].multiply(factor)
         act = jax.vmap(lambda view: method.act(after.policy, view, (), jax.random.key(0))[0])
-        actions = np.asarray(act(views))  # (50, N, …)
+        actions = np.asarray(act(views))  # (500, N, …)
         assert (actions[:, 0] == actions[:, 1]).all() == (factor == 0.0)
 
 

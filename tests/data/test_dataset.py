@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from omarl_envs.spec import TaskSpec
 
-from omarl_jax.data.dataset import Dataset, concat_datasets, sample, transitions
+from omarl_jax.data.dataset import Dataset, DeviceData, EpisodeStore, concat_datasets, sample, transitions
 from omarl_jax.errors import UserError
 from omarl_jax.types import Needs
 
@@ -16,6 +17,11 @@ ENDED = [5, 7]  # nobody acts after these
 
 def _shifted(dataset: Dataset, by: float) -> Dataset:
     return dataclasses.replace(dataset, rows=dataset.rows._replace(obs=dataset.rows.obs + np.float32(by)))
+
+
+def _all_rows(dataset: Dataset) -> DeviceData:
+    data, _ = concat_datasets([dataset], Needs(1))
+    return jax.tree.map(jnp.asarray, data)
 
 
 def test_index_lists_transitions_and_those_with_a_next_action(continuous: Dataset):
@@ -70,7 +76,7 @@ def test_two_row_episodes_have_a_next_observation_but_no_next_action(continuous:
     rows = rows._replace(terminal=np.zeros_like(rows.terminal))
     alone = dataclasses.replace(continuous, rows=rows)
     assert alone.index().tolist() == [0]
-    np.testing.assert_array_equal(transitions(rows, jnp.array([0]), Needs(1)).next_obs[0, :, 0], [8, 8])
+    np.testing.assert_array_equal(transitions(_all_rows(alone), jnp.array([0]), Needs(1)).next_obs[0, :, 0], [8, 8])
     with pytest.raises(UserError, match=r"toy/continuous.*followed by another action"):
         concat_datasets([continuous, alone], Needs(1, next_actions=True))
 
@@ -93,28 +99,102 @@ def test_runs_sample_their_own_dataset_from_one_array(continuous: Dataset):
 
 
 def test_sampling_is_uniform(continuous: Dataset):
-    needs = Needs(batch_size=3000, batches=20)
+    needs = Needs(batch_size=60_000)
     data, (window,) = concat_datasets([continuous], needs)
     batch = sample(data, window, jax.random.key(3), needs)
-    assert batch.obs.shape == (20, 3000, 2, 3)
-    counts = np.bincount(np.asarray(batch.obs)[..., 0, 0].astype(int).ravel(), minlength=9)[list(NEXT)]
+    counts = np.bincount(np.asarray(batch.obs)[:, 0, 0].astype(int), minlength=9)[list(NEXT)]
     expected = 60_000 / 6
     assert 0.5 < ((counts - expected) ** 2 / expected).sum() < 16.7  # chi-square, 5 degrees: 0.8 % and 99.5 %
-    assert len(np.unique(np.asarray(batch.obs)[:, :50, 0, 0], axis=0)) == 20  # batches of a round differ
+
+
+def test_windows_begin_anywhere_and_are_valid_to_the_end_of_their_episode(continuous: Dataset):
+    """Rows 0-2, 4-5 and 7 are the steps of three episodes; what a window of the last one repeats is not valid."""
+    needs = Needs(batch_size=300, length=3, state=True, returns_to_go=True)
+    data, (window,) = concat_datasets([continuous], needs)
+    batch = jax.tree.map(np.asarray, sample(jax.device_put(data), window, jax.random.key(0), needs))
+    assert batch.obs.shape == (300, 3, 2, 3)
+    assert batch.truncated.shape == batch.valid.shape == (300, 3)
+    assert (batch.state.shape, batch.rewards.shape) == ((300, 3, 6), (300, 3, 2))
+    first = batch.obs[:, 0, 0, 0].astype(int)
+    assert set(first.tolist()) == set(NEXT)
+    lengths = {0: 3, 1: 2, 2: 1, 4: 2, 5: 1, 7: 1}
+    np.testing.assert_array_equal(batch.valid, np.arange(3) < np.array([[lengths[row]] for row in first]))
+    rows = (first[:, None] + np.arange(3))[batch.valid]  # consecutive steps
+    np.testing.assert_array_equal(batch.obs[batch.valid][:, 0, 0], rows)
+    np.testing.assert_array_equal(batch.next_obs[batch.valid][:, 0, 0], [NEXT[row] for row in rows])
+    np.testing.assert_array_equal(batch.rewards[batch.valid], np.stack([rows, 3 * rows], axis=1))
+    np.testing.assert_array_equal(batch.truncated[batch.valid], rows == 2)
+    np.testing.assert_array_equal(batch.terminal[batch.valid][:, 0], np.isin(rows, ENDED))
+    np.testing.assert_allclose(batch.returns_to_go[batch.valid], continuous.returns_to_go()[rows])
+    np.testing.assert_array_equal(batch.obs[first == 7][:, :, 0, 0], [[7, 8, 8]] * (first == 7).sum())  # no further
+
+
+def test_windows_of_one_dataset_do_not_reach_into_the_next(continuous: Dataset):
+    needs = Needs(batch_size=200, length=3)
+    data, windows = concat_datasets([continuous, _shifted(continuous, 1000)], needs)
+    for window, begin in zip(windows, (0, 1000), strict=True):
+        batch = jax.tree.map(np.asarray, sample(jax.device_put(data), window, jax.random.key(1), needs))
+        seen = batch.obs[batch.valid][:, 0, 0]
+        assert set(seen.tolist()) == {begin + row for row in NEXT}
+
+
+def test_batches_without_windows_have_no_time_axis(continuous: Dataset):
+    data, (window,) = concat_datasets([continuous], Needs(5))
+    batch = sample(data, window, jax.random.key(0), Needs(5))
+    assert batch.obs.shape == (5, 2, 3)
+    assert batch.valid is None and batch.returns_to_go is None
+
+
+def test_returns_to_go_are_sums_to_the_end_of_each_episode():
+    """Episodes of many lengths, whose sums would drift if they were differences of float32 sums over all the data."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 8, 400)
+    closing = np.concatenate([np.arange(length + 1) == length for length in lengths])
+    rewards = rng.normal(1e4, 1.0, (len(closing), 2)).astype(np.float32) * ~closing[:, None]
+    none = np.zeros((len(closing), 2), bool)
+    rows = EpisodeStore(np.zeros((len(closing), 2, 1), np.float32), none, rewards, none, none[:, 0], closing)
+    spec = TaskSpec("toy/long", "continuous", 2, 1, 1, 2, 7)
+    expected = np.zeros(rewards.shape)
+    for row in range(len(closing) - 2, -1, -1):
+        if not closing[row]:
+            expected[row] = rewards[row] + expected[row + 1]
+    dataset = Dataset(spec, rows, {})
+    np.testing.assert_allclose(dataset.returns_to_go(), expected, rtol=1e-6)
+    needs = Needs(batch_size=50, returns_to_go=True)
+    data, ranges = concat_datasets([dataset, dataset], needs)
+    batch = sample(jax.device_put(data), ranges[1], jax.random.key(0), needs)
+    assert np.isin(batch.returns_to_go, np.float32(expected)).all()
+    assert data.returns_to_go.shape == (2 * len(closing), 2)
+
+
+def test_windows_need_episodes_that_are_long_enough(continuous: Dataset):
+    concat_datasets([continuous], Needs(1, length=3))
+    message = r"^Windows of 4 steps are longer than any episode of task 'toy/continuous' \(3\)\.$"
+    with pytest.raises(UserError, match=message):
+        concat_datasets([continuous], Needs(1, length=4))
+
+
+def test_windows_need_steps_in_order(continuous: Dataset):
+    """Transitions without order are stored as episodes of one step."""
+    rows = jax.tree.map(lambda x: np.concatenate([x[7:], x[7:]]), continuous.rows)
+    loose = dataclasses.replace(continuous, rows=rows)
+    with pytest.raises(UserError, match=r"^A dataset of task 'toy/continuous' has no order of steps, which methods"):
+        concat_datasets([continuous, loose], Needs(1, length=1))
+    concat_datasets([continuous, loose], Needs(1))
 
 
 def test_state_is_the_observations_or_what_was_stored(continuous: Dataset, discrete: Dataset):
-    joint = transitions(continuous.rows, jnp.array([2]), Needs(1, state=True))
+    joint = transitions(_all_rows(continuous), jnp.array([2]), Needs(1, state=True))
     assert joint.state is not None and joint.next_state is not None
     np.testing.assert_array_equal(joint.state, [[2, 0, 0, 2, 0, 10]])
     np.testing.assert_array_equal(joint.next_state, [[3, 0, 0, 3, 0, 10]])
-    stored = transitions(jax.tree.map(jnp.asarray, discrete.rows), jnp.array([1]), Needs(1, state=True))
+    stored = transitions(_all_rows(discrete), jnp.array([1]), Needs(1, state=True))
     assert stored.state is not None and stored.next_state is not None
     assert (stored.state.item(), stored.next_state.item()) == (8, 9)
 
 
 def test_masks_are_those_of_both_observations(discrete: Dataset):
-    batch = transitions(jax.tree.map(jnp.asarray, discrete.rows), jnp.array([1]), Needs(1))
+    batch = transitions(_all_rows(discrete), jnp.array([1]), Needs(1))
     assert batch.action_mask is not None and batch.next_action_mask is not None
     assert batch.action_mask.tolist() == [[[True, True, False]]]
     assert batch.next_action_mask.tolist() == [[[False, False, True]]]
