@@ -82,7 +82,7 @@ def test_a_grid_is_the_product_of_its_lists(grid):
         ("updates = 2000", "updates = 0", "updates must be a positive integer"),
         ("lr = [0.01, 0.001]", "lr = -1.0", "lr must be positive"),
         ("[[block]]", "[[block]", "is not a grid file"),
-        ('"particle/spread"', '"matrix/xor"', "needs continuous actions"),
+        ('algorithms = ["bc"]', 'algorithms = ["ccqr"]', "needs discrete actions"),
     ],
 )
 def test_a_mistake_in_a_grid_is_named(grid, old, new, message):
@@ -135,7 +135,7 @@ def test_a_run_on_other_data_has_another_name(grid, tmp_path, monkeypatch):
 
     grid.write_text(GRID.replace('"random"', '"random", "expert"'))
     before = names()
-    (tmp_path / "other.npz").write_bytes(b"other snapshots")
+    np.savez(tmp_path / "other.npz", header="other snapshots", weights=np.ones(3))
     monkeypatch.setattr(catalogue, "_snapshot_file", lambda task, quality: tmp_path / "other.npz")
     assert {name.split("_")[1] for name in before - names()} == {"expert"}
 
