@@ -17,7 +17,7 @@ from omarl_jax import make_algorithm, rollout
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.validation import validate
 from omarl_jax.rollout import collect, evaluate, uniform_act
-from omarl_jax.types import Stats
+from omarl_jax.types import Context, Stats
 
 LIMIT = 4
 
@@ -206,9 +206,9 @@ def evaluation_memory(steps: int, runs: int, episodes: int) -> int:
     env = make("particle/spread")
     env.task_spec = dataclasses.replace(env.task_spec, episode_length=steps)
     learner = make_algorithm("matd3", env.task_spec)
-    stats = Stats(jnp.zeros((3, 18)), jnp.ones((3, 18)))
+    context = Context(Stats.unknown(env.task_spec))
     keys = jax.random.split(jax.random.key(0), runs)
-    policies = jax.eval_shape(jax.vmap(lambda key: learner.init(key, stats).policy), keys)
+    policies = jax.eval_shape(jax.vmap(lambda key: learner.init(key, context).policy), keys)
     one = functools.partial(evaluate, env, learner.act, learner.carry, episodes=episodes, policies=runs)
     compiled = jax.jit(jax.vmap(lambda policy, key: one(policy, key))).lower(policies, keys).compile()
     return compiled.memory_analysis().temp_size_in_bytes

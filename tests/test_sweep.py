@@ -40,6 +40,7 @@ size = 1000
 hyperparameters = { hidden = [[8]], batch_size = 64, lr = [0.01, 0.001] }
 """
 
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 UAV = {"seeds": [0], "block": [{"tasks": ["uav/iot"], "datasets": ["middle"], "algorithms": ["ciqr"]}]}
 
 
@@ -52,6 +53,12 @@ def grid(tmp_path):
 
 def sweep(grid, out):
     return [sys.executable, "-m", "omarl_jax", "sweep", str(grid), "--out", str(out)]
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_experiments_of_this_repository_are_grids(path):
+    """Of methods and hyperparameters that there are."""
+    assert read_grid(path).runs
 
 
 def test_a_grid_is_the_product_of_its_lists(grid):
