@@ -113,3 +113,8 @@ def test_memory_needs_whole_windows_in_order() -> None:
     )
     with pytest.raises(UserError, match="no order of steps"):
         train("bc", Dataset(spec, shuffled, {}), window=2, **overrides)
+
+
+def test_memory_and_batch_normalisation_are_refused() -> None:
+    with pytest.raises(UserError, match="without batch normalisation"):
+        train("bc", demonstrations(4), memory=4, input_norm="batch", updates=1, env=Recall())

@@ -145,5 +145,5 @@ def cql_critic_loss(
 
 
 def saturation(actions: chex.Array, spec: TaskSpec) -> chex.Array:
-    """The share of |a| > 0.99 in (B, N, A): a policy that sits in the corners has stopped learning."""
-    return networks.mean_over_actions(jnp.abs(actions) > SATURATED, spec).mean()
+    """The share of |a| > 0.99 in (…, N, A), (…, N): a policy that sits in the corners has stopped learning."""
+    return networks.mean_over_actions(jnp.abs(actions) > SATURATED, spec)

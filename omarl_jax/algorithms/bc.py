@@ -59,6 +59,8 @@ def validate(config: Config, spec: TaskSpec) -> None:
     check_learner(config)
     require_not_negative(config, "memory")
     require(not config.memory or config.window >= 2, f"window must be at least 2, not {config.window}.")
+    normalised = config.input_norm != "batch"  # whose statistics would count the steps after the end of an episode
+    require(not config.memory or normalised, "Policies with memory learn without batch normalisation.")
 
 
 def bc(config: Config, spec: TaskSpec) -> Algorithm:
@@ -84,7 +86,7 @@ def bc(config: Config, spec: TaskSpec) -> Algorithm:
             loss = (weights * error).mean(axis=range(error.ndim - 1))  # (N,)
             metrics = {"policy_loss": loss}
             if spec.kind == "continuous":
-                metrics["saturation"] = saturation(out.mode() if stochastic else out, spec)
+                metrics["saturation"] = weights * saturation(out.mode() if stochastic else out, spec)
             return loss.sum(), metrics
 
         params, optimiser, metrics = step(policy_loss, state.policy.params, state.optimiser)

@@ -116,5 +116,5 @@ def test_published_density_is_the_density_itself() -> None:
 
 
 def test_saturation_counts_the_corners() -> None:
-    found = _losses.saturation(jnp.array([[[1.0, -0.995], [0.5, 0.98]]]), SPEC)
-    np.testing.assert_allclose(found, 0.5)
+    found = _losses.saturation(jnp.array([[[1.0, -0.995], [0.5, 0.98], [-1.0, 0.0]]]), SPEC)
+    np.testing.assert_allclose(found, [[1.0, 0.0, 0.5]])

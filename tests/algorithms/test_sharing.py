@@ -116,7 +116,7 @@ def test_losses_count_the_entries_that_agents_have() -> None:
     np.testing.assert_allclose(networks.sum_over_actions(x, MIXED), [[4.0, 2.0]])
     np.testing.assert_allclose(networks.without_padding(x, MIXED), [[[1.0, 3.0], [2.0, 0.0]]])
     corners = jnp.array([[[1.0, 0.5], [-1.0, 1.0]]])
-    np.testing.assert_allclose(_losses.saturation(corners, MIXED), 0.75)  # of ½ and 1
+    np.testing.assert_allclose(_losses.saturation(corners, MIXED), [[0.5, 1.0]])
     for spec in (SPEC, MIXED):
         assert (networks.real_actions(spec) is None) == (spec == SPEC)
 
