@@ -45,13 +45,13 @@ def measure(out: pathlib.Path, same: dict[str, Any]) -> None:
     }
     console.print(f"{results['device']}, {results['devices']} devices, load {results['load']:.1f}")
     _print_same(same)
+    environments = environment_rows(omarl_envs.task_names(), N_ENVS, deadline)
+    _print_environments(environments)
     specs = {"omar": make_env("particle/spread").task_spec, "omiga": measuring.OMIGA_SPEC}
     training = []
     for method, spec in specs.items():
         training += training_rows(method, spec, (1, 5, 20) if cpu else (1, 5, 20, 200, 1_000), deadline)
     _print_training(training)
-    environments = environment_rows(omarl_envs.task_names(), N_ENVS, deadline)
-    _print_environments(environments)
     results |= {"same_bits": same, "training": training, "environments": environments}
     results["seconds"] = time.perf_counter() - began
     out.parent.mkdir(parents=True, exist_ok=True)
