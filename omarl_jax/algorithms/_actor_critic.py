@@ -9,7 +9,7 @@ from omarl_envs.spec import TaskSpec
 from omarl_jax import networks
 from omarl_jax.algorithms._steps import Step, soft_update
 from omarl_jax.networks import Critic, CriticView, InputNorm, Net, Policy, Sharing
-from omarl_jax.types import config
+from omarl_jax.types import Algorithm, Init, Needs, Transition, Update, View, config
 
 
 @config
@@ -66,3 +66,17 @@ def follow(state: State, tau: chex.Array) -> State:
         target_policy=soft_update(state.target_policy, state.policy.params, tau),
         target_critic=soft_update(state.target_critic, state.critic, tau),
     )
+
+
+def greedy_algorithm(
+    config: ActorCriticConfig, policy: Policy, critic: Critic, init: Init, update: Update
+) -> Algorithm:
+    """The algorithm of policies that act without noise and do not explore, and of critics of single transitions."""
+
+    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
+        return policy.act(net, view.obs)
+
+    def values(state: State, batch: Transition) -> chex.Array:
+        return critic(state.critic, batch.obs, batch.actions)
+
+    return Algorithm(init, update, act, Needs(config.batch_size), values=values)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from omarl_jax import networks
 from omarl_jax.algorithms import cql
-from omarl_jax.algorithms._actor_critic import State, critic_of, follow, start
+from omarl_jax.algorithms._actor_critic import State, critic_of, follow, greedy_algorithm, start
 from omarl_jax.algorithms._checks import (
     check_conservative,
     check_value_learner,
@@ -38,8 +38,7 @@ from omarl_jax.algorithms._checks import (
 )
 from omarl_jax.algorithms._losses import conservative_samples, cql_critic_loss, critic_td_target, saturation
 from omarl_jax.algorithms._steps import per_agent
-from omarl_jax.networks import Net
-from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
+from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec, Transition, config
 
 
 @config
@@ -127,13 +126,7 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
         )
         return follow(state, config.tau), jax.tree.map(jnp.mean, critic_metrics | policy_metrics)
 
-    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
-        return policy.act(net, view.obs)
-
-    def values(state: State, batch: Transition) -> chex.Array:
-        return critic(state.critic, batch.obs, batch.actions)
-
-    return Algorithm(init, update, act, Needs(config.batch_size), values=values)
+    return greedy_algorithm(config, policy, critic, init, update)
 
 
 def search(
