@@ -33,7 +33,6 @@ __all__ = [
 
 SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 Metrics = dict[str, chex.Array]
-SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 _C = TypeVar("_C")
 
 
