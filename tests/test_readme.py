@@ -116,18 +116,33 @@ def test_the_table_of_ten_models_is_that_of_the_results() -> None:
 
 
 def test_the_table_of_speeds_is_that_of_the_benchmarks() -> None:
+    found = json.loads((ROOT / "experiments" / "results" / "bench.json").read_text())
     expected = []
-    for file in ("bench.json", "bench-epyc.json"):
-        found = json.loads((ROOT / "experiments" / "results" / file).read_text())
-        omar, ciqr = found["omar"]["updates_per_second"], found["ciqr"]["updates_per_second"]
-        steps, uav = found["environments"]["steps_per_second"], found["uav"]
-        ratios = [omar["5"] / omar["torch"], omar["20"] / omar["torch"], ciqr["5"] / ciqr["torch"]]
-        ratios += [steps["omarl_jax spread"] / steps[other] for other in ("NumPy spread", "omarl_jax naive spread")]
-        ratios += [steps[f"omarl_jax {task}"] / steps[f"NumPy {task}"] for task in ("tag", "world")]
-        expected.append([f"{ratio:.1f}" for ratio in [*ratios, uav["omarl_jax"] / uav["naive JAX"]]])
-    assert [line[1:] for line in table(RESULTS, "| | Xeon, 2.5 GHz | EPYC |")] == [
-        list(line) for line in zip(*expected, strict=True)
-    ]
+    for method in ("omar", "omiga", "ciqr"):
+        rates, share = found[method]["updates_per_second"], found[method]["share"]
+        for runs in ("5", "20"):
+            shares = f"{100 * share[runs]:.0f} %, {100 * share['torch']:.0f} %"
+            expected.append([f"{rates[runs] / rates['torch']:.1f}", shares])
+    steps, uav = found["environments"]["steps_per_second"], found["uav"]
+    ratios = [steps["omarl_jax spread"] / steps[other] for other in ("NumPy spread", "omarl_jax naive spread")]
+    ratios += [steps[f"omarl_jax {task}"] / steps[f"NumPy {task}"] for task in ("tag", "world")]
+    expected += [[f"{ratio:.1f}", ""] for ratio in [*ratios, uav["omarl_jax"] / uav["naive JAX"]]]
+    assert [line[1:] for line in table(RESULTS, "| | ratio | of the matmul rate |")] == expected
+
+
+def test_the_tables_of_omiga_are_those_of_the_results() -> None:
+    rows = results("omiga")
+    of_spread = {row["dataset"]: row for row in rows if row["task"] == "particle/spread"}
+    lines = table(RESULTS, "| dataset | mean of the data | `omiga` | reported elsewhere |")
+    assert [line[0] for line in lines] == ["random", "medium-replay", "medium", "expert"] == list(of_spread)
+    for dataset, data, ours, _ in lines:
+        row = of_spread[dataset]
+        assert ours == f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
+        assert data == f"{round(float(row['data_mean']), 1) + 0.0:.1f}"
+    alphas = {json.loads(row["hyperparameters"])["alpha"]: row for row in rows if row["task"] == "uav/iot"}
+    lines = table(RESULTS, "| α | return |")
+    assert lines == [[f"{alpha:g}", printed(row)] for alpha, row in alphas.items()]
+    assert len(lines) == 3
 
 
 def printed(row: dict[str, str]) -> str:
