@@ -126,7 +126,7 @@ DAMAGE = {
 def test_what_is_no_policy_is_refused(saved, damage):
     damage(saved)
     with pytest.raises(
-        UserError, match=r"^'[^\n]*policy\.npz' (is not a policy of this package|cannot be read:) [^\n]*$"
+        UserError, match=r"^'[^\n]*policy\.npz' (is not a policy of this package|is damaged|cannot be read:)[^\n]*$"
     ):
         load_policy(saved)
 

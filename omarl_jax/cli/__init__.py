@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from omarl_jax.cli import data, play, sweep, train
-from omarl_jax.cli.terminal import complain, errors
+from omarl_jax.cli.terminal import WHOLE_NUMBERS, complain, errors
 from omarl_jax.errors import UserError, unknown
 
 _VERBS: dict[str, Any] = {
@@ -42,8 +42,10 @@ def main() -> None:
     """Runs the command line and exits."""
     # GPUs and TPUs would multiply float32 matrices with less; values of returns in the thousands need it all.
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
+    sys.path.append(os.getcwd())  # tasks and methods of the user's own, named as modules
     try:
-        code = _run(sys.argv[1:])
+        with WHOLE_NUMBERS:
+            code = _run(sys.argv[1:])
     except UserError as error:
         complain("error", str(error))
         code = 1
