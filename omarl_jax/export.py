@@ -12,8 +12,8 @@ from omarl_envs.spec import TaskSpec
 
 from omarl_jax import algorithms
 from omarl_jax.errors import UserError
-from omarl_jax.files import read_arrays, replacing, require_unchanged
-from omarl_jax.schemas import Metadata, PolicyHeader, convert, parse_versioned, to_json
+from omarl_jax.files import read_arrays, read_run_config, replacing, require_unchanged
+from omarl_jax.schemas import PolicyHeader, PolicyMetadata, convert, parse_versioned, to_json
 from omarl_jax.types import Act, Context, Stats, View
 
 FORMAT = 2
@@ -157,6 +157,8 @@ def load_policy(path: str | pathlib.Path, allow_import: bool = False) -> SavedPo
     if path.is_dir():
         if not (path / "policy.npz").exists():
             raise UserError(f"There is no policy in '{path}', or the run there has not finished.")
+        if (path / "config.json").exists():
+            read_run_config(path)
         require_unchanged(path)
         path = path / "policy.npz"
     if not path.exists():
@@ -165,7 +167,7 @@ def load_policy(path: str | pathlib.Path, allow_import: bool = False) -> SavedPo
     if "header" not in leaves or leaves["header"].dtype.kind != "U":
         raise UserError(f"'{path}' is not a policy of this package: it has no header.")
     header = parse_versioned(str(leaves.pop("header")), PolicyHeader, FORMAT, f"'{path}'")
-    convert(header.metadata, Metadata, f"'{path}' is damaged, or was changed by hand")
+    convert(header.metadata, PolicyMetadata, f"'{path}' is damaged, or was changed by hand")
     method = algorithms.find(header.algorithm, allow_import)
     try:
         config = method.configure(header.spec, header.config)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec import Struct
+from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, presets
 from omarl_jax.data import storage
@@ -94,11 +95,15 @@ def _expand(block: Block, seeds: Sequence[tuple[int, int]]) -> Iterator[Run]:
         if not by_recipe and size is not None:
             raise UserError(f"size is for recipes: the data in '{dataset}' are taken as they are.")
         on_disk = None if by_recipe else storage.describe(dataset)
-        if on_disk is not None and on_disk.spec.name == task and (env := find_env(task, **options)) is None:
-            spec = on_disk.spec
-        else:
+        env: MultiAgentEnv | None
+        if on_disk is None:
             env = make_env(task, **options)
             spec = env.task_spec
+        elif on_disk.spec.name == task:
+            env = find_env(task, **options)
+            spec = on_disk.spec if env is None else env.task_spec
+        else:
+            raise UserError(f"The data in '{dataset}' are of task '{on_disk.spec.name}', not of '{task}'.")
         data_digest = digest(env, dataset, options)
         recipe = dataset if on_disk is None else str(on_disk.metadata.get("recipe"))
         method = algorithms.find(algorithm)

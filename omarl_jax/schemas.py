@@ -25,7 +25,7 @@ Number = int | float
 
 
 class Metadata(TypedDict, total=False):
-    """The metadata of a dataset or a policy that some reader uses."""
+    """The metadata of a dataset that some reader uses."""
 
     recipe: str | None
     options: dict[str, Any]
@@ -37,6 +37,12 @@ class Metadata(TypedDict, total=False):
     comparable: bool | None
     hash: str | None
     size: Index | None
+
+
+class PolicyMetadata(TypedDict, total=False):
+    """The metadata of a policy that every reader uses."""
+
+    options: dict[str, Any]
 
 
 class StoredArray(Struct, frozen=True):
@@ -197,9 +203,17 @@ def parse(text: bytes | str, kind: type[_T], what: str) -> _T:
     Raises:
         UserError: if it is no JSON, was changed, or for the first entry that disagrees.
     """
+    return _parse(text, kind, None, what)
+
+
+def _parse(text: bytes | str, kind: type[_T], known: int | None, what: str) -> _T:
     try:
         content = msgspec.json.decode(text)
-        if isinstance(content, dict) and (found := content.pop(_DIGEST, None)) not in (None, _digest(content)):
+        if known is not None and (found := msgspec.convert(content, _Versioned).format) != known:
+            if found == 1:
+                raise UserError(f"{what} was written by omarl_jax before 0.2, and that reads it.")
+            raise UserError(f"{what} has format {found}; this version reads format {known}: a newer one may read it.")
+        if isinstance(content, dict) and content.pop(_DIGEST, None) not in (None, _digest(content)):
             raise UserError(
                 f"{what} was changed since it was written: its sha256 is another; if that was you, delete its entry "
                 f"'{_DIGEST}'."
@@ -215,12 +229,7 @@ def parse_versioned(text: bytes | str, kind: type[_T], known: int, what: str) ->
     Raises:
         UserError: as of `parse`, and if another version of the package wrote it.
     """
-    found = parse(text, _Versioned, what).format
-    if found == known:
-        return parse(text, kind, what)
-    if found == 1:
-        raise UserError(f"{what} was written by omarl_jax before 0.2, and that reads it.")
-    raise UserError(f"{what} has format {found}; this version reads format {known}: a newer one may read it.")
+    return _parse(text, kind, known, what)
 
 
 def read(path: Path, kind: type[_T], known: int | None = None) -> _T:
@@ -235,7 +244,7 @@ def read(path: Path, kind: type[_T], known: int | None = None) -> _T:
         raise UserError(f"There is no file '{path}'.") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
-    return parse(text, kind, f"'{path}'") if known is None else parse_versioned(text, kind, known, f"'{path}'")
+    return _parse(text, kind, known, f"'{path}'")
 
 
 def to_json(value: Any) -> bytes:

@@ -91,11 +91,11 @@ def sweep(
             otherwise than is asked for.
     """
     require_writable(out / "runs" / "DONE")
+    for config in (out / "runs").glob("*/config.json"):
+        read_run_config(config.parent)
     for run in grid.runs:
         if (folder := RunFolder(out / "runs" / run.name)).done:
             folder.require_settings(chunk_ends(run.updates, grid.evaluations), grid.episodes, grid.final_episodes)
-        elif (folder.path / "config.json").exists():
-            read_run_config(folder.path)
     failed: dict[str, str] = {}
     for number, group in enumerate(run_groups(grid.runs)):
         unfinished = _unfinished(group, out)

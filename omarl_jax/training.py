@@ -364,8 +364,9 @@ def train(
     points = [method.configure(dataset.spec, usual | point) for point in algorithms.spanned(hyperparameters)]
     count = python_value(seeds)
     each = list(range(whole("seeds", count))) if isinstance(count, int | float) else seeds_of(count)
-    if len(set(each)) < len(each) or not each:
-        raise UserError(f"seeds must be different ones, at least one, not {each}.")
+    whole("seeds", len(each))
+    if len(set(each)) < len(each):
+        raise UserError(f"seeds must differ, which {each} do not.")
     updates = whole("updates", published.updates if updates is None else updates)
     evaluations, episodes = whole("evaluations", evaluations), whole("episodes", episodes)
     configs, run_seeds = zip(*itertools.product(points, each), strict=True)

@@ -76,7 +76,7 @@ def of_checkpoint(folder: Path) -> Any:
     return updates, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
-CHECKPOINT = {"w": np.arange(12.0, dtype=np.float32).reshape(3, 4), "n": np.int32(5)}
+CHECKPOINT = {"w": np.arange(12.0, dtype=np.float32).reshape(3, 4), "n": np.full(2, 5, np.int32)}
 KINDS = {
     "a dataset's description": Kind("data/dataset.json", of_dataset),
     "an array": Kind("data/rewards.npy", of_dataset),
@@ -120,9 +120,7 @@ def damaged_bytes(content: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(
         st.builds(flip, places, st.integers(0, 7)),
         st.builds(lambda place: content[:place], places),
-        st.builds(
-            lambda place, more: content[:place] + more + content[place:], places, st.binary(min_size=1, max_size=9)
-        ),
+        st.builds(lambda i, more: content[:i] + more + content[i:], places, st.binary(min_size=1, max_size=9)),
     )
 
 

@@ -55,7 +55,24 @@ def main() -> None:
     except BrokenPipeError:  # the program that reads the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception:
+        if (reason := _without_devices()) is None:
+            raise
+        complain("error", reason)
+        code = 1
     sys.exit(code or 0)
+
+
+def _without_devices() -> str | None:
+    """Why JAX has no device to compute on, or None if it has; it says so in many ways, whatever touches it first."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:
+        asked, detail = os.environ.get("JAX_PLATFORMS", ""), str(error).partition("\n")[0].rstrip(".")
+        return f"JAX finds no device with JAX_PLATFORMS='{asked}'; without it, JAX takes what there is. {detail}"
+    return None
 
 
 def _run(arguments: Sequence[str]) -> int | None:

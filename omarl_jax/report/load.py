@@ -65,6 +65,11 @@ class FinishedRun:
     saturation: float | None
     failure: str | None
 
+    @property
+    def not_evaluated(self) -> bool:
+        """Whether it has trained to its end, but without a simulator."""
+        return self.record.status == "finished" and self.final_returns.size == 0
+
     def scores(self, returns: np.ndarray) -> np.ndarray:
         """Normalised scores of raw returns, or the returns themselves where no reference is known."""
         return returns if self.reference is None else self.reference.normalise(returns)

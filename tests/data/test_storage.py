@@ -90,6 +90,7 @@ def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
     def damage(folder: Path) -> None:
         description = json.loads((folder / "dataset.json").read_text())
+        del description["sha256"]
         change(description)
         (folder / "dataset.json").write_text(json.dumps(description))
 
