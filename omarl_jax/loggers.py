@@ -34,23 +34,19 @@ class JsonLines:
         before = [line for line in _lines(path) if _updates(line) <= updates]
         with replacing(path) as file:
             file.write("".join(before).encode())
-        try:
-            self._file = path.open("a")
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
+        self._path = path
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row; values that are not finite become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         try:
-            self._file.write(json.dumps(finite) + "\n")
-            self._file.flush()
+            with self._path.open("a") as file:  # a sweep has more runs than a process may have open files
+                file.write(json.dumps(finite) + "\n")
         except OSError as error:
-            raise UserError(f"'{self._file.name}' cannot be written: {error.strerror or error}.") from None
+            raise UserError(f"'{self._path}' cannot be written: {error.strerror or error}.") from None
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Nothing is left to write."""
 
 
 class WandB:

@@ -8,7 +8,6 @@ size of the chunk, the neighbours in the program, or the number of devices.
 
 import dataclasses
 import itertools
-import numbers
 import pathlib
 import time
 import warnings
@@ -25,10 +24,10 @@ from omarl_jax import algorithms, export, presets, rollout
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, IndexRange, concat_datasets, sample
 from omarl_jax.data.validation import validate, validate_task
-from omarl_jax.errors import UserError, check_positive, check_seeds
+from omarl_jax.errors import UserError, python_value, seeds_of, whole
 from omarl_jax.files import require_trusted_task
 from omarl_jax.placement import Placement, fetch, schedule, write
-from omarl_jax.tasks import make_env
+from omarl_jax.tasks import find_env
 from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
 
 
@@ -235,13 +234,13 @@ class Chunk(NamedTuple):
     Attributes:
         updates: updates made with each run, at its end.
         metrics: each (R,), means over its updates.
-        returns: (R, episodes) of the policies at its end, in units of the task.
+        returns: (R, episodes) of the policies at its end, in units of the task; None if there is no simulator.
         updates_per_second: of all runs together, the evaluation left out.
     """
 
     updates: int
     metrics: dict[str, np.ndarray]
-    returns: np.ndarray
+    returns: np.ndarray | None
     updates_per_second: float
 
 
@@ -258,7 +257,8 @@ def fit(trainer: Trainer, updates: int, evaluations: int, episodes: int) -> Iter
         size, start = end - trainer.updates, time.perf_counter()
         metrics = trainer.advance(size)
         rate = size * trainer.n_runs / (time.perf_counter() - start)
-        yield Chunk(end, metrics, trainer.evaluate(episodes)["return"], rate)
+        returns = None if trainer.env is None else trainer.evaluate(episodes)["return"]
+        yield Chunk(end, metrics, returns, rate)
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
@@ -292,8 +292,9 @@ class Result:
         configs: the hyperparameters of each run.
         seeds: the seed of each run.
         updates: (E,) updates after which the policies were evaluated.
-        returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged.
-        scores: (E, R) normalised returns; None where the task has no reference.
+        returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged. None if
+            there is no simulator.
+        scores: (E, R) normalised returns; None if there is no reference, or no simulator.
         metrics: each (E, R), means over the updates before each evaluation; NaN where a run does not have it.
         diverged_at: (R,) the first update of each run that was not finite, or -1.
         options: constructor arguments of the task that the data were made with.
@@ -303,7 +304,7 @@ class Result:
     configs: list[Any]
     seeds: list[int]
     updates: np.ndarray
-    returns: np.ndarray
+    returns: np.ndarray | None
     scores: np.ndarray | None
     metrics: dict[str, np.ndarray]
     diverged_at: np.ndarray
@@ -314,8 +315,10 @@ class Result:
         """Writes the policy of one run as it is now, to be read by `load_policy` and by `omarl evaluate`.
 
         Raises:
-            UserError: if the file cannot be written.
+            UserError: if there is no such run, or the file cannot be written.
         """
+        if not -len(self.trainers) <= run < len(self.trainers):
+            raise UserError(f"There are {len(self.trainers)} runs, so run must be below that, not {run}.")
         trainer, number = self.trainers[run]
         policy, metadata = trainer.policy(number), {"options": self.options}
         export.save_policy(path, trainer.method.name, self.configs[run], trainer.spec, policy, metadata)
@@ -345,7 +348,8 @@ def train(
         updates: gradient steps of every network; by default the published number, which `omarl_jax.preset` gives.
         evaluations: how often to evaluate, evenly spread; fewer where updates are few.
         episodes: of each evaluation.
-        env: the task to evaluate on; by default the one the data was made on.
+        env: the task to evaluate on; by default the one the data was made on. Where nobody has a task of that name,
+            policies are trained without evaluation.
         preset: whether hyperparameters that are not given are those published for the dataset's task and recipe;
             otherwise they are the method's defaults.
         **hyperparameters: a list of values spans a grid.
@@ -358,17 +362,22 @@ def train(
     published = presets.preset(algorithm, dataset.spec.name, str(dataset.metadata.get("recipe")))
     usual = published.overrides if preset else {}
     points = [method.configure(dataset.spec, usual | point) for point in algorithms.spanned(hyperparameters)]
-    each = list(range(seeds)) if isinstance(seeds, numbers.Integral) else [*seeds]  # type: ignore[misc]
-    check_seeds(each)
-    updates = published.updates if updates is None else updates
-    check_positive(updates=updates, evaluations=evaluations, episodes=episodes, seeds=len(each))
-    updates, evaluations, episodes = int(updates), int(evaluations), int(episodes)
-    configs, run_seeds = zip(*itertools.product(points, (int(seed) for seed in each)), strict=True)
+    count = python_value(seeds)
+    each = list(range(whole("seeds", count))) if isinstance(count, int | float) else seeds_of(count)
+    whole("seeds", len(each))
+    if len(set(each)) < len(each):
+        raise UserError(f"seeds must differ, which {each} do not.")
+    updates = whole("updates", published.updates if updates is None else updates)
+    evaluations, episodes = whole("evaluations", evaluations), whole("episodes", episodes)
+    configs, run_seeds = zip(*itertools.product(points, each), strict=True)
     options = dataset.metadata.get("options", {})
     if env is None:
         require_trusted_task(dataset.spec.name, allow_import=False)
-        env = make_env(dataset.spec.name, **options)
-    validate_task(env.task_spec, dataset.spec, "The environment")
+        env = find_env(dataset.spec.name, **options)
+    else:
+        options = dict(env.options)
+    if env is not None:
+        validate_task(env.task_spec, dataset.spec, "The environment")
 
     groups: dict[Any, list[int]] = {}
     for run, config in enumerate(configs):
@@ -381,7 +390,8 @@ def train(
         own = [configs[run] for run in runs], [run_seeds[run] for run in runs]
         trainer = Trainer(method, *own, [dataset], [0] * len(runs), env)
         for row, chunk in enumerate(fit(trainer, updates, evaluations, episodes)):
-            returns[row, runs] = chunk.returns.mean(axis=1)
+            if chunk.returns is not None:
+                returns[row, runs] = chunk.returns.mean(axis=1)
             for name, values in chunk.metrics.items():
                 metrics.setdefault(name, np.full(returns.shape, np.nan))[row, runs] = values
         diverged_at[runs] = trainer.diverged_at
@@ -396,8 +406,8 @@ def train(
         configs=list(configs),
         seeds=list(run_seeds),
         updates=np.array(ends),
-        returns=returns,
-        scores=None if env.reference is None else env.reference.normalise(returns),
+        returns=None if env is None else returns,
+        scores=None if env is None or env.reference is None else env.reference.normalise(returns),
         metrics=metrics,
         diverged_at=diverged_at,
         options=options,

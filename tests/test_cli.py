@@ -391,7 +391,7 @@ def test_run_folders_of_versions_before_are_refused(monkeypatch, capsys, tmp_pat
     for arguments in (["evaluate", str(folder)], ["report", str(tmp_path)]):
         code, _, err = run(monkeypatch, capsys, *arguments)
         assert code == 1
-        assert "old' was written by omarl_jax before 0.2, and that reads it." in err
+        assert "config.json' was written by omarl_jax before 0.2, and that reads it." in err
 
 
 def test_importing_is_light():

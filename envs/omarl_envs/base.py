@@ -1,6 +1,8 @@
 """The environment interface: a jumanji environment whose agents are an array axis."""
 
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import chex
@@ -39,11 +41,13 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
     Attributes:
         task_spec: the sizes of the task.
         reference: the returns that scores are normalised with, or None where there are none.
+        options: constructor arguments that `make` was given.
         time_limit_is_terminal: report the time limit as a termination (discount 0), as some published code does.
     """
 
     task_spec: TaskSpec
     reference: ScoreReference | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
     time_limit_is_terminal: bool = False
 
     @property

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import numpy as np
 
 from omarl_jax.algorithms._build import build
-from omarl_jax.errors import UserError, unknown
+from omarl_jax.errors import UserError, python_value, unknown
 from omarl_jax.files import require_trusted
 from omarl_jax.types import Algorithm, TaskSpec
 
@@ -155,15 +155,19 @@ def _variant(name: str) -> Method:
 
 
 def spanned(hyperparameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points of a grid: a list of values spans it, anything else is the same at every point.
+    """The points of a grid: a list or an array of values spans it, anything else is the same at every point.
 
     Raises:
         UserError: if a list is empty.
     """
-    axes = [[(name, v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in hyperparameters.items()]
+    axes = [[(name, v) for v in (vs if _is_axis(vs) else [vs])] for name, vs in hyperparameters.items()]
     if [] in axes:
         raise UserError("A hyperparameter has an empty list of values.")
     return [dict(point) for point in itertools.product(*axes)]
+
+
+def _is_axis(values: Any) -> bool:
+    return isinstance(values, list) or getattr(values, "ndim", 0) > 0  # arrays of NumPy or JAX
 
 
 def _exists(name: str) -> bool:
@@ -175,6 +179,9 @@ def _exists(name: str) -> bool:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """A value as its field wants it: Python's own type; integers may stand for floats, lists for tuples."""
+    value = python_value(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
         if isinstance(value, list | tuple | np.ndarray) and all(_is_a(part, one) for one in value):

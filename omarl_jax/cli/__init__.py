@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from omarl_jax.cli import data, play, sweep, train
-from omarl_jax.cli.terminal import complain, errors
+from omarl_jax.cli.terminal import WHOLE_NUMBERS, complain, errors
 from omarl_jax.errors import UserError, unknown
 
 _VERBS: dict[str, Any] = {
@@ -42,8 +42,10 @@ def main() -> None:
     """Runs the command line and exits."""
     # GPUs and TPUs would multiply float32 matrices with less; values of returns in the thousands need it all.
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
+    sys.path.append(os.getcwd())  # tasks and methods of the user's own, named as modules
     try:
-        code = _run(sys.argv[1:])
+        with WHOLE_NUMBERS:
+            code = _run(sys.argv[1:])
     except UserError as error:
         complain("error", str(error))
         code = 1
@@ -53,7 +55,24 @@ def main() -> None:
     except BrokenPipeError:  # the program that reads the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception:
+        if (reason := _without_devices()) is None:
+            raise
+        complain("error", reason)
+        code = 1
     sys.exit(code or 0)
+
+
+def _without_devices() -> str | None:
+    """Why JAX has no device to compute on, or None if it has; it says so in many ways, whatever touches it first."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:
+        asked, detail = os.environ.get("JAX_PLATFORMS", ""), str(error).partition("\n")[0].rstrip(".")
+        return f"JAX finds no device with JAX_PLATFORMS='{asked}'; without it, JAX takes what there is. {detail}"
+    return None
 
 
 def _run(arguments: Sequence[str]) -> int | None:

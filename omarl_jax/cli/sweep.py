@@ -10,6 +10,7 @@ from rich.table import Column
 
 from omarl_jax.cli.terminal import complain, console, print_paths
 from omarl_jax.determinism import request_deterministic_operations
+from omarl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from omarl_jax import sweep as sweeps
@@ -117,19 +118,28 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
 
         failed = sweeps.sweep(grid, out, show, wandb)
     folders = [out / "runs" / run.name for run in grid.runs]
-    finished = [load_run(folder) for folder in folders if (folder / "DONE").exists()]
+    finished = []
+    for folder in (folder for folder in folders if (folder / "DONE").exists()):
+        try:
+            finished.append(load_run(folder))
+        except UserError as error:
+            failed[folder.name] = str(error)
     if finished:
-        missing = {folder: failed.get(folder.name, "") for folder in folders if not (folder / "DONE").exists()}
+        read = {run.folder for run in finished}
+        missing = {folder: failed.get(folder.name, "") for folder in folders if folder not in read}
         paths = reports.write_report(finished, out / "report", missing)
         reports.print_table(summarise(finished), console)
         print_paths(paths)
+    unplayed = [run for run in finished if run.not_evaluated]
+    for task in grouped(unplayed, lambda run: run.task):
+        complain("not evaluated", f"the policies in '{out / 'runs'}', as there is no simulator of '{task}'.")
     for run in finished:
-        if run.failure is not None:
+        if run.failure is not None and not run.not_evaluated:
             complain("no result", f"{run.folder.name}: {run.failure}")
     for reason, alike in grouped(failed.items(), lambda item: item[1]).items():
         others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         complain("failed", f"{alike[0][0]}{others}: {reason}")
-    return 0 if any(run.failure is None for run in finished) and not failed else 1
+    return 0 if any(run.failure is None or run.not_evaluated for run in finished) and not failed else 1
 
 
 def _title(group: "list[Run]") -> str:

@@ -19,6 +19,31 @@ DatasetFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DATA
 console = Console(markup=False)  # printed brackets are no markup
 errors = Console(stderr=True, markup=False)
 
+WHOLE_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@WHOLE_NUMBERS.primitive_rule
+def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Integers may be written as 1e3, too."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec[int](
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _integer(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        if not (number := float(text)).is_integer():
+            raise
+        return int(number)
+
 
 def print_paths(paths: Mapping[str, Path]) -> None:
     """Says where files lie, each on one line that can be copied."""

@@ -84,14 +84,14 @@ def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) 
     Args:
         runs: finished runs.
         rows: of `summarise`, in the order of the tables.
-        unfinished: how many runs have not finished.
+        unfinished: how many runs have not finished, or cannot be read.
     """
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
         parts += [f"## {_one_line(task)}", _markdown([cells(row) for row in of_task])]
         for title, lines in details(of_task).items():
             parts += [f"{title}:", _markdown(lines)]
-    missing = [f"Not finished, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
+    missing = [f"Not finished or damaged, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
     return "\n\n".join([*parts, *footnotes(rows), *missing, *sources(runs, rows)]) + "\n"
 
 
@@ -181,7 +181,7 @@ def curves_as_csv(runs: Sequence[FinishedRun]) -> str:
 def _origin(run: FinishedRun) -> dict[str, Any]:
     """Names a run, and the date, device and code that its numbers may depend on."""
     names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "updates")
-    record = {name: run.record.get(name) for name in ("date", "device", "code")}
+    record = {name: getattr(run.record, name) for name in ("date", "device", "code")}
     return {name: getattr(run, name) for name in names} | {"data_hash": run.data.get("hash")} | record
 
 
@@ -298,10 +298,10 @@ def sources(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> list[str]:
         for run in runs
         if run.reference is not None
     )
-    dates = sorted({str(run.record.get("date")) for run in runs})
-    devices = dict.fromkeys(str(run.record.get("device")) for run in runs)
+    dates = sorted({str(run.record.date) for run in runs})
+    devices = dict.fromkeys(str(run.record.device) for run in runs)
     versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items()) for run in runs
+        ", ".join(f"{name} {version}" for name, version in run.record.versions.items()) for run in runs
     )
     return [
         *(f"Paper: {source}." for source in papers),
