@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omarl_jax.algorithms import find as find_algorithm
     from omarl_jax.data.dataset import Dataset as Dataset
+    from omarl_jax.data.episodes import from_episodes as from_episodes
     from omarl_jax.data.storage import load as open_dataset
     from omarl_jax.data.storage import save as save_dataset
-    from omarl_jax.data.validation import from_episodes as from_episodes
     from omarl_jax.datasets.catalogue import load_dataset as load_dataset
     from omarl_jax.errors import UserError as UserError
     from omarl_jax.export import load_policy as load_policy
@@ -32,7 +32,7 @@ _PLACES = {
     "Result": ("training", "Result"),
     "UserError": ("errors", "UserError"),
     "find_algorithm": ("algorithms", "find"),
-    "from_episodes": ("data.validation", "from_episodes"),
+    "from_episodes": ("data.episodes", "from_episodes"),
     "load_dataset": ("datasets.catalogue", "load_dataset"),
     "load_policy": ("export", "load_policy"),
     "make_algorithm": ("training", "make_algorithm"),

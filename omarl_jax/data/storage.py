@@ -62,6 +62,8 @@ def save(dataset: Dataset, folder: str | Path) -> None:
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise UserError(f"The dataset's metadata cannot be written as JSON: {error}.") from error
+    written = json.loads(text)
+    _require_sensible(TaskSpec(**written["spec"]), written["metadata"], "The dataset has")
     require_new(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -196,16 +198,21 @@ def _read_description(folder: Path) -> tuple[TaskSpec, dict[str, Any], dict[str,
         metadata, content = dict(description["metadata"]), str(description["content_hash"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: an entry is missing or malformed ({error}).") from error
-    if malformed := _malformed(spec, metadata):
-        raise UserError(f"{path} is damaged: it has no sensible {', '.join(malformed)}.")
-    references = [metadata.get(name) for name in ("random", "expert")]
-    if references != [None, None] and (None in references or references[0] == references[1]):
-        raise UserError(f"{path} is damaged: random and expert must be two different numbers, or both be null.")
+    _require_sensible(spec, metadata, f"{path} is damaged: it has")
     required = {name for name in EpisodeStore._fields if name not in EpisodeStore._field_defaults}
     if not required <= set(described) <= set(EpisodeStore._fields):
         wrong = ", ".join(sorted((required - set(described)) | (set(described) - set(EpisodeStore._fields))))
         raise UserError(f"{path} is damaged: its list of arrays lacks or invents {wrong}.")
     return spec, metadata, described, content
+
+
+def _require_sensible(spec: TaskSpec, metadata: dict[str, Any], who: str) -> None:
+    """Raises a `UserError`, which begins with `who`, unless a dataset could be read with this description."""
+    if malformed := _malformed(spec, metadata):
+        raise UserError(f"{who} no sensible {', '.join(malformed)}.")
+    references = [metadata.get(name) for name in ("random", "expert")]
+    if references != [None, None] and (None in references or references[0] == references[1]):
+        raise UserError(f"{who} no sensible random and expert: they are two different numbers, or both null.")
 
 
 def _malformed(spec: TaskSpec, metadata: dict[str, Any]) -> list[str]:

@@ -14,7 +14,8 @@ from omarl_envs.spec import TaskSpec
 from omarl_envs.uav import MAX_AGE, MOVES
 
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.validation import from_episodes, validate
+from omarl_jax.data.episodes import from_episodes
+from omarl_jax.data.validation import validate
 from omarl_jax.errors import UserError
 from omarl_jax.files import replacing
 from omarl_jax.tasks import make_env
