@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from omarl_jax.training import Result as Result
     from omarl_jax.training import make_algorithm as make_algorithm
     from omarl_jax.training import train as train
+    from omarl_jax.types import TaskSpec as TaskSpec
 
 _PLACES = {
     "Dataset": ("data.dataset", "Dataset"),
     "Result": ("training", "Result"),
+    "TaskSpec": ("types", "TaskSpec"),
     "UserError": ("errors", "UserError"),
     "find_algorithm": ("algorithms", "find"),
     "from_episodes": ("data.episodes", "from_episodes"),
@@ -45,6 +47,7 @@ _PLACES = {
 __all__ = [
     "Dataset",
     "Result",
+    "TaskSpec",
     "UserError",
     "find_algorithm",
     "from_episodes",
