@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omarl_jax.algorithms import find as find_algorithm
     from omarl_jax.data.dataset import Dataset as Dataset
+    from omarl_jax.data.episodes import from_episodes as from_episodes
     from omarl_jax.data.storage import load as open_dataset
     from omarl_jax.data.storage import save as save_dataset
-    from omarl_jax.data.validation import from_episodes as from_episodes
     from omarl_jax.datasets.catalogue import load_dataset as load_dataset
     from omarl_jax.errors import UserError as UserError
     from omarl_jax.export import load_policy as load_policy
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from omarl_jax.training import Result as Result
     from omarl_jax.training import make_algorithm as make_algorithm
     from omarl_jax.training import train as train
+    from omarl_jax.types import TaskSpec as TaskSpec
 
 _PLACES = {
     "Dataset": ("data.dataset", "Dataset"),
     "Result": ("training", "Result"),
+    "TaskSpec": ("types", "TaskSpec"),
     "UserError": ("errors", "UserError"),
     "find_algorithm": ("algorithms", "find"),
-    "from_episodes": ("data.validation", "from_episodes"),
+    "from_episodes": ("data.episodes", "from_episodes"),
     "load_dataset": ("datasets.catalogue", "load_dataset"),
     "load_policy": ("export", "load_policy"),
     "make_algorithm": ("training", "make_algorithm"),
@@ -45,6 +47,7 @@ _PLACES = {
 __all__ = [
     "Dataset",
     "Result",
+    "TaskSpec",
     "UserError",
     "find_algorithm",
     "from_episodes",

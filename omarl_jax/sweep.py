@@ -27,6 +27,7 @@ from omarl_jax import algorithms, loggers
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.validation import validate
 from omarl_jax.datasets import replay
 from omarl_jax.datasets.catalogue import QUALITIES, load_datasets
 from omarl_jax.errors import UserError
@@ -324,13 +325,17 @@ def open_datasets(env: MultiAgentEnv | None, run: Run, data_seeds: Sequence[int]
         the datasets, one for each seed.
 
     Raises:
-        UserError: if a dataset cannot be made or read, or was made with other options of the task.
+        UserError: if a dataset cannot be made or read, is not valid, or was made with other options of the task.
     """
     if env is not None and run.dataset in replay.SLICES:
         return _cached(env, run, data_seeds, cache)
     if run.dataset in QUALITIES:
         return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
     dataset = storage.load(run.dataset, None if env is None else env.task_spec)
+    try:
+        validate(dataset)
+    except UserError as error:
+        raise UserError(f"In '{run.dataset}': {error}") from None
     options = dataset.metadata.get("options", {})
     if options != json.loads(json.dumps(dict(run.options))):
         raise UserError(f"The data in '{run.dataset}' were made with the task's options {options}: give the same.")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from omarl_envs import make
 from rich.console import Console
 
 import omarl_jax.sweep
-from omarl_jax import cli, grid, load_dataset, rollout, train
+from omarl_jax import cli, grid, load_dataset, rollout, save_dataset, train
 from omarl_jax.cli import sweep as cli_sweep
 from omarl_jax.cli import terminal
 from omarl_jax.cli import train as cli_train
@@ -244,9 +245,9 @@ def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, cap
     assert code == 0, err
     assert "matrix/xor: random" in out
     score = f"{100 * (mean - 0.5) / 0.5:.1f}"
-    facts = {"transitions": "100", "terminal transitions": "100", "truncated transitions": "0", "return": f"{mean:.4g}"}
-    for name, value in (facts | {"normalised mean score": score}).items():
-        assert re.search(rf"^ *{name} +{value} *$", out, re.MULTILINE), name
+    facts = {"transitions": "100", "terminal transitions": "100", "truncated transitions": "0"}
+    for name, value in (facts | {"mean return": f"{mean:.4g}", "normalised mean score": score}).items():
+        assert re.search(rf"^- {name}.*: {value}$", out, re.MULTILINE), name
     rewards = np.load(data / "rewards.npy")
     rewards[0] = 1.0 - rewards[0]
     np.save(data / "rewards.npy", rewards)
@@ -254,6 +255,35 @@ def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, cap
     assert code == 1
     assert "whole" not in out
     assert "rewards" in err
+
+
+def test_data_on_disk_are_checked_before_anything_is_trained(monkeypatch, capsys, tmp_path):
+    dataset = load_dataset("particle/spread", "random", size=50)
+    obs = np.array(dataset.rows.obs)
+    obs[30, 2, 7] = np.nan  # after the 25 steps of the first episode comes its final observation
+    monkeypatch.setattr("omarl_jax.data.storage.validate", lambda dataset: None)
+    save_dataset(dataclasses.replace(dataset, rows=dataset.rows._replace(obs=obs)), tmp_path / "data")
+    monkeypatch.undo()
+    words = ["train", "bc", "particle/spread", str(tmp_path / "data"), "--updates", "2", "--seeds", "0", "1"]
+    code, _, err = run(monkeypatch, capsys, *words, "--out", str(tmp_path / "out"))
+    assert code == 1
+    line = err.strip().splitlines()[-1]
+    assert "and 1 more" in line and f"In '{tmp_path / 'data'}': " in line
+    assert line.endswith("obs holds nan in episode 1, step 4, agent 2, entry 7 (counted from 0): it must be finite.")
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_doubtful_ends_are_told_on_one_line(monkeypatch, capsys, tmp_path):
+    dataset = load_dataset("particle/spread", "random", size=50)
+    rows = dataset.rows._replace(terminal=dataset.rows.truncated[:, None].repeat(3, axis=1))
+    with pytest.warns(UserWarning, match="ends as terminal"):
+        save_dataset(dataclasses.replace(dataset, rows=rows), tmp_path / "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, out, err = run(monkeypatch, capsys, "data", "verify", str(tmp_path / "data"))
+    assert code == 0 and "is whole" in out
+    (line,) = err.splitlines()
+    assert line.startswith("warning: Every episode of 'particle/spread' that reaches the time limit, 25 steps, ends as")
 
 
 def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys):

@@ -255,7 +255,7 @@ def test_train_refuses_bad_data(dataset, action):
     actions = np.array(dataset.rows.actions)
     actions[3, 1, 0] = action
     bad = dataclasses.replace(dataset, rows=dataset.rows._replace(actions=actions))
-    with pytest.raises(UserError, match=r"Row 3 of the dataset's actions"):
+    with pytest.raises(UserError, match=r"dataset's actions holds .* in episode 0, step 3, agent 1, entry 0 "):
         train("bc", bad, updates=1, evaluations=1)
 
 

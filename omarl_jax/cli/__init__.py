@@ -7,6 +7,7 @@ Everything that needs JAX is imported by the verb that needs it, so that `--help
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def main() -> None:
     # GPUs and TPUs would multiply float32 matrices with less; values of returns in the thousands need it all.
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
     sys.path.append(os.getcwd())  # tasks and methods of the user's own, named as modules
+    warnings.showwarning = _show_warning
     try:
         with WHOLE_NUMBERS:
             code = _run(sys.argv[1:])
@@ -85,6 +87,16 @@ def _run(arguments: Sequence[str]) -> int | None:
         return train.train_with(rest[0], rest[1:])
     about = "Offline multi-agent reinforcement learning in JAX."
     return tyro.extras.subcommand_cli_from_dict(_VERBS, prog="omarl", description=about, args=arguments or ["--help"])
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Shows what a person has to know on one line, and all else as Python does."""
+    if category is UserWarning:
+        complain("warning", str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _check_verb(verb: str, verbs: dict[str, Any], program: str) -> None:

@@ -139,7 +139,10 @@ def card(
 
     opened = storage.load(dataset) if quality is None else load_dataset(dataset, quality, seed, size, **pairs(option))
     made = card.card(opened)
-    console.print(Markdown(made.markdown()))
+    if console.is_terminal:
+        console.print(Markdown(made.markdown()))
+    else:  # whole lines, for files and other programs
+        console.print(made.markdown(), end="", highlight=False, soft_wrap=True)
     if out is not None:
         card.write(made, out)
 

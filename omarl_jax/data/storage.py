@@ -21,7 +21,7 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
 from omarl_jax.files import require_writable
-from omarl_jax.schemas import DatasetDescription, Metadata, StoredArray, convert, read, to_json
+from omarl_jax.schemas import DatasetDescription, Metadata, StoredArray, convert, parse, read, to_json
 
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
@@ -46,6 +46,7 @@ def save(dataset: Dataset, folder: str | Path) -> None:
         text = to_json(description)
     except (TypeError, ValueError) as error:
         raise UserError(f"The dataset's metadata cannot be written as JSON: {error}.") from error
+    _require_sensible(parse(text, DatasetDescription, "The dataset"), "The dataset's metadata")
     require_new(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -135,15 +136,20 @@ def describe(folder: str | Path) -> DatasetDescription:
         raise UserError(f"There is no dataset in {folder}: it has no {_DESCRIPTION}.")
     description = read(path, DatasetDescription, FORMAT)
     damaged = f"'{path}' is damaged, or was changed by hand"
-    convert(description.metadata, Metadata, damaged)
-    references = [description.metadata.get(name) for name in ("random", "expert")]
-    if references != [None, None] and (None in references or references[0] == references[1]):
-        raise UserError(f"{damaged}: random and expert must be two different numbers, or both be null.")
+    _require_sensible(description, damaged)
     required = {name for name in EpisodeStore._fields if name not in EpisodeStore._field_defaults}
     found = set(description.arrays)
     if wrong := (required - found) | (found - set(EpisodeStore._fields)):
         raise UserError(f"{damaged}: its list of arrays lacks or invents {', '.join(sorted(wrong))}.")
     return description
+
+
+def _require_sensible(description: DatasetDescription, what: str) -> None:
+    """Raises a `UserError`, which begins with `what`, unless the metadata are what readers take them for."""
+    convert(description.metadata, Metadata, what)
+    references = [description.metadata.get(name) for name in ("random", "expert")]
+    if references != [None, None] and (None in references or references[0] == references[1]):
+        raise UserError(f"{what}: random and expert must be two different numbers, or both be null.")
 
 
 def _arrays(rows: EpisodeStore) -> dict[str, np.ndarray]:
@@ -169,8 +175,9 @@ def _open(path: Path, described: StoredArray) -> np.ndarray:
         raise UserError(f"The dataset in {path.parent} is incomplete: {path.name} is missing.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path} is truncated or is no array file ({error}).") from error
+    except Exception as error:  # NumPy's reader of headers raises many kinds for damaged ones
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is truncated or is no array file ({reason}).") from error
     if (mapped.dtype.str, mapped.shape) != (described.dtype, described.shape):
         raise UserError(
             f"{path} holds {mapped.dtype.str} of shape {mapped.shape}, "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omarl_jax.report import figures, tables
 from omarl_jax.report.load import FinishedRun
-from omarl_jax.report.summarise import Row, grouped, shared_scores
+from omarl_jax.report.summarise import Row, grouped, in_words, shared_scores
 
 _DETAILS = {  # kinds of pictures that open on a click
     "map": "Paths of an episode, first run of each method",
@@ -56,10 +56,10 @@ def page(
             _table(improvements, by="over"),
         ]
     if shared := shared_scores(rows):
-        cells = next(iter(shared.values()))
+        datasets = "; ".join(map(in_words, next(iter(shared.values()))))
         parts += [
             "<h2>All datasets together</h2>",
-            f"<p>Scores of all seeds on what every method was run on: {html.escape(', '.join(cells))}.</p>",
+            f"<p>Scores of all seeds on the datasets that every method learned: {html.escape(datasets)}.</p>",
             _table(tables.aggregates(shared)),
             *(_picture(*item) for item in pictures.items() if item[0].kind == "profiles"),
         ]

@@ -255,6 +255,13 @@ def _learned(row: Row) -> str:
     return json.dumps([row.task, row.dataset, run.options, run.data.get("size"), unit], sort_keys=True)
 
 
+def in_words(learned: str) -> str:
+    """A key of `finals` as a person says it."""
+    task, dataset, options, *_ = json.loads(learned)
+    given = ", ".join(f"{name}={_brief(value)}" for name, value in options.items())
+    return f"{task} {dataset}" + (f" with {given}" if given else "")
+
+
 def same_data(cell: Sequence[Row]) -> bool:
     """Whether all rows learned from the same data: these change with size and options of the task."""
     hashes = [{str(run.data.get("hash")) for run in row.runs} for row in cell]

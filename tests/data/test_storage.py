@@ -178,7 +178,7 @@ def test_verification_looks_at_values_too(continuous: Dataset, folder: Path, mon
     save(dataclasses.replace(continuous, rows=continuous.rows._replace(actions=actions)), folder.with_name("wide"))
     monkeypatch.undo()
     load(folder.with_name("wide"))
-    with pytest.raises(UserError, match=r"actions holds -2.0 at \[1, 1\]"):
+    with pytest.raises(UserError, match=r"actions holds -2\.0 in episode 0, step 0, agent 1, entry 1"):
         verify(folder.with_name("wide"))
 
 
@@ -210,6 +210,34 @@ def test_what_is_not_valid_is_not_saved(continuous: Dataset, tmp_path: Path):
     for metadata in ({"mean_return": float("nan")}, {"made_by": object()}):
         with pytest.raises(UserError, match="metadata cannot be written as JSON"):
             save(dataclasses.replace(continuous, metadata=metadata), tmp_path / "toy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_metadata_are_empty_metadata(continuous: Dataset, tmp_path: Path):
+    spec, rows = continuous.spec, continuous.rows
+    for number, dataset in enumerate((Dataset(spec, rows), Dataset(spec, rows, None))):  # type: ignore[arg-type]
+        save(dataset, tmp_path / str(number))
+        assert load(tmp_path / str(number)).metadata == {}
+    with pytest.raises(UserError, match="metadata of a dataset are a dict of JSON values, not 'our log'"):
+        Dataset(spec, rows, "our log")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"mean_return": "high"}, "metadata: mean_return: expected `float"),
+        ({"options": 5, "metrics": {"age": "old"}}, "metadata: options: expected `object"),
+        ({"random": 1.0}, "metadata: random and expert must be two different numbers"),
+        ({"random": 1.0, "expert": np.float32(1)}, "metadata: random and expert must be two different numbers"),
+    ],
+)
+def test_metadata_that_could_not_be_read_are_not_written(
+    continuous: Dataset, metadata: dict, message: str, tmp_path: Path
+):
+    with pytest.raises(UserError, match=message):
+        save(dataclasses.replace(continuous, metadata=metadata), tmp_path / "toy")
+    with pytest.raises(ValueError, match="episode_length of task 'toy/continuous' must be from 1"):
+        dataclasses.replace(continuous.spec, episode_length=0)
     assert list(tmp_path.iterdir()) == []
 
 

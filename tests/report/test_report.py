@@ -18,7 +18,7 @@ from omarl_jax.errors import UserError
 from omarl_jax.report import figures, plots, print_table, write_report
 from omarl_jax.report.load import load_runs, without_folders
 from omarl_jax.report.summarise import Row, summarise, violation_rate
-from omarl_jax.report.tables import improvements
+from omarl_jax.report.tables import cells, improvements
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
 TEN = np.arange(10.0)  # mean 4.5, lowest tenth 0
@@ -232,6 +232,40 @@ def test_a_narrow_terminal_hides_no_number(tmp_path: Path) -> None:
     with console.capture() as capture:
         print_table(rows, console)
     assert "…" not in capture.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_no_word_and_no_number_is_broken_in_a_narrow_terminal(tmp_path: Path, width: int) -> None:
+    for dataset in ("medium-replay", "expert"):
+        for seed, coefficient in enumerate((0.5, 1.0, 0.5, 1.0)):
+            config = {"config": {"omar_coe": coefficient}, "config_hash": f"{coefficient}1234567"}
+            run = config | {"dataset": dataset, "seed": seed, "algorithm": "omar_random_shooting"}
+            write_run(tmp_path / f"{dataset}-{seed}", 400 + 9 * seed + 2 * TEN, returns=[[100, 200]], **run)
+    rows = summarise(load_runs(tmp_path)[0])
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_table(rows, console)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= width
+    for row in rows:
+        for name, cell in cells(row).items():
+            assert all(any(word in line.split() for line in lines) for word in name.split())
+            parts = cell.split() if name == "method" else [cell]
+            assert all(any(f" {part} " in line for line in lines) for part in parts), cell
+    widest = [line for line in lines if "omar_random_shooting" in line and "medium-replay" in line]
+    assert len(widest) == 2 * {60: 5, 80: 3, 100: 2, 160: 1}[width]  # tables, with a line for each row
+
+
+def test_what_methods_share_is_named_in_words(tmp_path: Path) -> None:
+    for algorithm in ("omar", "cql"):
+        write_run(tmp_path / f"{algorithm}-0", TEN, algorithm=algorithm, dataset="expert")
+        write_run(tmp_path / f"{algorithm}-1", TEN, algorithm=algorithm, options={"n_agents": 5, "prey": "learner"})
+    page = write_report(load_runs(tmp_path)[0], tmp_path / "report")["report.html"].read_text()
+    (sentence,) = re.findall("<p>Scores of all seeds on the datasets that every method learned: (.*?).</p>", page)
+    assert sentence.split("; ") == [
+        "particle/spread expert",
+        "particle/spread medium with n_agents=5, prey=learner",
+    ]
 
 
 def test_datasets_stand_in_the_order_of_their_quality(tmp_path: Path) -> None:
