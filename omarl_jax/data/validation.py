@@ -94,9 +94,9 @@ def validate(dataset: Dataset) -> None:
     for name in ("terminal", "truncated", "rewards", "actions"):
         array = getattr(rows, name)
         _refuse(rows, name, _rowwise(closing, array) & (array != 0), "it must be 0 in a final-observation row")
-    _refuse(rows, "truncated", rows.truncated & ~ends, "the next row must be a final-observation row")
+    _refuse(rows, "truncated", rows.truncated & ~ends, "the episode goes on, but must end here")
     finished = _rowwise(rows.terminal.all(axis=1) & ~ends, rows.terminal)
-    _refuse(rows, "terminal", finished, "all agents ended, so the next row must be a final-observation row")
+    _refuse(rows, "terminal", finished, "it has ended for all agents, but the episode goes on")
     unended = ends & ~starts & ~rows.terminal.any(axis=1) & ~rows.truncated
     _refuse(rows, "truncated", unended, "an episode ends here, so it must be terminal or truncated")
 

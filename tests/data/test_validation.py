@@ -44,13 +44,13 @@ FINAL = "it must be 0 in a final-observation row"
         ("rewards", (6, 0), 2.0, "2.0 in episode 1, final observation, agent 0", FINAL),
         ("terminal", (3, 0), True, "True in episode 0, final observation, agent 0", FINAL),
         ("truncated", 6, True, "True in episode 1, final observation", FINAL),
-        ("truncated", 1, True, "True in episode 0, step 1", "the next row must be a final-observation row"),
+        ("truncated", 1, True, "True in episode 0, step 1", "the episode goes on, but must end here"),
         (
             "terminal",
             4,
             True,
             "True in episode 1, step 0, agent 0",
-            "all agents ended, so the next row must be a final-observation row",
+            "it has ended for all agents, but the episode goes on",
         ),
         (
             "truncated",
