@@ -5,9 +5,11 @@ import inspect
 import io
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 import warnings
 
 import jax
@@ -157,6 +159,28 @@ def test_the_time_left_is_shown_however_long_a_chunk_takes_and_narrow_the_termin
     shown = screen.file.getvalue()
     for whole in ("600/4000", "0:23:31", "300/1000", "0:09:41", "18 updates/s", "score 3.0"):
         assert whole in shown
+
+
+def test_in_a_notebook_progress_is_one_line_that_moves(monkeypatch, tmp_path):
+    """`!omarl` writes to what looks like a terminal, but a notebook does not move up to earlier lines."""
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    monkeypatch.setattr(cli_sweep, "console", screen)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+
+    def sweep(grid, out, show, wandb):
+        show(1, Report(500, 18.0, "score", 3.0))
+        return {}
+
+    monkeypatch.setattr(omarl_jax.sweep, "sweep", sweep)
+    block = {"tasks": ["particle/spread"], "datasets": ["random"], "algorithms": ["bc", "cql"], "updates": 1000}
+    assert cli_sweep.train_grid(grid.make_grid({"block": [block]}), tmp_path) == 1
+    shown = screen.file.getvalue()
+    assert "500/2000" in shown
+    assert shown.count("\n") == 1
+    assert "\x1b[1A" not in shown  # the cursor moves up
+    monkeypatch.delenv("JPY_PARENT_PID")
+    assert cli_sweep.train_grid(grid.make_grid({"block": [block]}), tmp_path) == 1
+    assert "\x1b[1A" in screen.file.getvalue()
 
 
 def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
@@ -424,13 +448,47 @@ def test_run_folders_of_versions_before_are_refused(monkeypatch, capsys, tmp_pat
         assert "config.json' was written by omarl_jax before 0.2, and that reads it." in err
 
 
-def test_importing_is_light():
-    script = (
-        "import sys, omarl_jax, omarl_jax.cli; "
-        "print([m for m in ('jumanji', 'wandb', 'matplotlib', 'flax', 'jax') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("program", "light"),
+    [
+        ("import omarl_jax", set()),
+        (
+            "from omarl_jax.cli import main; main()",
+            {"docstring_parser", "rich", "typeguard", "typing_extensions", "tyro"},
+        ),
+    ],
+)
+def test_importing_and_help_load_no_large_library(program, light):
+    script = f"""
+import sys
+before = {{name.partition(".")[0] for name in sys.modules}}
+sys.argv = ["omarl", "--help"]
+try:
+    {program}
+finally:
+    after = {{name.partition(".")[0] for name in sys.modules}}
+    print(*sorted(after - before - sys.stdlib_module_names), file=sys.stderr)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    loaded = set(done.stderr.split())
+    assert "omarl_jax" in loaded
+    assert loaded - {"omarl_jax", "pygments", "markdown_it", "mdurl"} <= light
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert run(monkeypatch, capsys, "--version") == (0, f"omarl_jax {project['version']}\n", "")
+
+
+def test_what_terminals_take_as_orders_is_shown_as_text(monkeypatch, capsys, tmp_path):
+    """A dataset of somebody else says whatever it likes."""
+    made = load_dataset("matrix/xor", "random", size=10)
+    made.metadata["behaviour"] = "\x1b]0;owned\x07 \x9b2J \r[bold]pilots"
+    save_dataset(made, tmp_path / "data")
+    code, out, _ = run(monkeypatch, capsys, "data", "card", str(tmp_path / "data"))
+    assert code == 0
+    assert "[bold]pilots" in out
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(out)
 
 
 @pytest.mark.parametrize("verb", [["train", "omiga", "matrix/xor", "random"], ["sweep", "grid.toml"]])

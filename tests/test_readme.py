@@ -15,6 +15,7 @@ from omarl_jax import UserError, load_dataset, load_policy, open_dataset, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 README, RESULTS, CONTRIBUTING = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "CONTRIBUTING.md"
+PAGES = [README, RESULTS, CONTRIBUTING, ROOT / "SECURITY.md", *(ROOT / "experiments").glob("results/**/README.md")]
 
 
 def examples(page: pathlib.Path) -> list[str]:
@@ -223,7 +224,7 @@ def test_the_numbers_in_the_text_on_studies_are_those_of_their_results() -> None
     assert set(quoted) <= known
 
 
-@pytest.mark.parametrize("page", [README, RESULTS, CONTRIBUTING, *(ROOT / "experiments").glob("results/**/README.md")])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: pathlib.Path) -> None:
     links = re.findall(r'\]\(([^)#]+)|src="([^"]+)"', page.read_text())
     for link in filter(None, (first or second for first, second in links)):

@@ -13,8 +13,9 @@ from typing import Any
 
 import tyro
 
+import omarl_jax
 from omarl_jax.cli import data, play, sweep, train
-from omarl_jax.cli.terminal import WHOLE_NUMBERS, complain, errors
+from omarl_jax.cli.terminal import WHOLE_NUMBERS, complain, console, errors
 from omarl_jax.errors import UserError, unknown
 
 _VERBS: dict[str, Any] = {
@@ -79,13 +80,16 @@ def _without_devices() -> str | None:
 
 def _run(arguments: Sequence[str]) -> int | None:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb == "--version":
+        console.print(f"omarl_jax {omarl_jax.__version__}", highlight=False)
+        return 0
     _check_verb(verb, _VERBS, "omarl")
     if verb == "data":
         _check_verb(rest[0] if rest else "--help", _DATA_VERBS, "omarl data")
         return tyro.extras.subcommand_cli_from_dict(_DATA_VERBS, prog="omarl data", args=rest or ["--help"])
     if verb == "train" and rest and not rest[0].startswith("-"):
         return train.train_with(rest[0], rest[1:])
-    about = "Offline multi-agent reinforcement learning in JAX."
+    about = "Offline multi-agent reinforcement learning in JAX. omarl --version prints the version."
     return tyro.extras.subcommand_cli_from_dict(_VERBS, prog="omarl", description=about, args=arguments or ["--help"])
 
 

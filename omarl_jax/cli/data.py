@@ -8,7 +8,6 @@ from rich.table import Table
 
 from omarl_jax.cli.terminal import DatasetFolder, DatasetName, TaskName, console, pairs
 from omarl_jax.errors import UserError
-from omarl_jax.files import require_writable
 
 
 def collect(
@@ -69,6 +68,7 @@ def behaviour(
         option: constructor arguments of the task, as name=value.
     """
     from omarl_jax.datasets import behaviour
+    from omarl_jax.files import require_writable
     from omarl_jax.tasks import make_env
 
     require_writable(out)
@@ -95,6 +95,7 @@ def prey(task: TaskName, out: pathlib.Path, seed: int = 0, updates: int = 2_000)
         updates: one after each 100 environment steps. The bundled prey had 2,000 (tag) and 4,000 (world).
     """
     from omarl_jax.datasets import behaviour
+    from omarl_jax.files import require_writable
     from omarl_jax.tasks import make_env
 
     require_writable(out)

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from omarl_jax.cli.terminal import complain, console, pairs, print_paths
 from omarl_jax.errors import UserError, whole
-from omarl_jax.files import require_trusted_task
 
 
 def list_names() -> None:
@@ -62,6 +61,7 @@ def evaluate(
 
     from omarl_jax import rollout
     from omarl_jax.export import load_policy
+    from omarl_jax.files import require_trusted_task
     from omarl_jax.report import statistics
     from omarl_jax.report.episodes import write_gif, write_map, write_quantiles
     from omarl_jax.tasks import make_env
