@@ -294,7 +294,7 @@ def test_data_on_disk_are_checked_before_anything_is_trained(monkeypatch, capsys
     line = err.strip().splitlines()[-1]
     assert "and 1 more" in line and f"In '{tmp_path / 'data'}': " in line
     assert line.endswith("obs holds nan in episode 1, step 4, agent 2, entry 7 (counted from 0): it must be finite.")
-    assert not list(tmp_path.glob("out/*/*"))
+    assert not list(tmp_path.glob("out/runs/*"))
 
 
 def test_doubtful_ends_are_told_on_one_line(monkeypatch, capsys, tmp_path):

@@ -8,18 +8,15 @@ import difflib
 import importlib
 import inspect
 import numbers
-import os
 import pkgutil
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from omarl_envs.base import MultiAgentEnv
 
-_KINDS: dict[type, tuple[Any, str]] = {
+_NUMBERS: dict[type, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
-    str: ((str, os.PathLike), "text"),
 }
 _INFRASTRUCTURE = ("base", "registry", "rendering", "spec")
 
@@ -58,7 +55,7 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         if option not in known:
             raise TypeError(f"'{name}' has no option '{option}'{_hint(option, known)}")
         kind = type(known[option].default)
-        expected, words = _KINDS.get(kind, (object, "anything"))
+        expected, words = _NUMBERS.get(kind, (object, "anything"))
         if not isinstance(value, expected) or (isinstance(value, bool) and kind in (int, float)):
             raise TypeError(f"{option} of '{name}' must be {words}, not {value!r}.")
     env = constructor(**kwargs)

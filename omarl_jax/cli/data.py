@@ -157,7 +157,7 @@ def verify(dataset: DatasetFolder) -> None:
     from omarl_jax.data import storage
 
     storage.verify(dataset)
-    console.print(f"{dataset} is whole.")
+    console.print(f"{dataset} is whole.", soft_wrap=True)
 
 
 def import_(
