@@ -466,4 +466,4 @@ def test_reference_returns_are_those_of_the_prey(tmp_path: pathlib.Path) -> None
 def test_a_number_is_no_prey(number: float) -> None:
     """It would be an open file's; and closing it would close the program's output."""
     with pytest.raises(TypeError, match="prey must be a name or the path of a file, not"):
-        omarl_envs.make("particle/tag", prey=number)
+        make("particle/tag", prey=number)
