@@ -149,8 +149,13 @@ def load_policy(path: str | pathlib.Path, allow_import: bool = False) -> SavedPo
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' is not a policy of this package ({type(error).__name__}: {error}).") from None
-    context = Context(Stats.unknown(spec))
-    template = jax.eval_shape(lambda: method.make(config, spec).init(jax.random.key(0), context)).policy
+
+    def fresh() -> Any:
+        algorithm = method.make(config, spec)
+        context = Context(Stats.unknown(spec), parts=algorithms.untrained(algorithm.needs.parts, spec))
+        return algorithm.init(jax.random.key(0), context).policy
+
+    template = jax.eval_shape(fresh)
     expected = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(template)}
     of_one = {name: leaf.shape for name, leaf in expected.items()}
     found = {name: leaf.shape for name, leaf in leaves.items()}

@@ -161,6 +161,7 @@ def train_group(
         data_of,
         env,
         placement,
+        first.updates,
     )
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))

@@ -8,11 +8,12 @@ size of the chunk, the neighbours in the program, or the number of devices.
 
 import dataclasses
 import itertools
+import logging
 import numbers
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -30,6 +31,9 @@ from omarl_jax.files import require_trusted_task
 from omarl_jax.placement import Placement, fetch, schedule, write
 from omarl_jax.tasks import make_env
 from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
+
+
+_log = logging.getLogger(__name__)
 
 
 class RunState(NamedTuple):
@@ -72,6 +76,8 @@ class Trainer:
         data_of: for each run, which of the datasets it learns from.
         env: the task, for evaluation; None if there is no simulator.
         placement: where the runs are computed; by default on all devices.
+        all_updates: the updates that each run will make from its beginning to its end, for methods with schedules.
+        parts: the frozen policies that the method needs, by name, every leaf (R, …).
 
     Attributes:
         updates: updates made with each run.
@@ -90,6 +96,8 @@ class Trainer:
         data_of: Sequence[int],
         env: MultiAgentEnv | None,
         placement: Placement | None = None,
+        all_updates: int = 1_000_000,
+        parts: Mapping[str, Any] | None = None,
     ):
         self.method, self.env, self.updates = method, env, 0
         self.spec: TaskSpec = datasets[0].spec
@@ -101,6 +109,8 @@ class Trainer:
             raise UserError("Runs of one program may differ in float hyperparameters only.")
 
         needs = method.make(configs[0], self.spec).needs
+        if needs.state and self.spec.state_is_obs:
+            _log.info("Task '%s' has no state of its own: its observations in a row serve as one.", self.spec.name)
         data, windows = concat_datasets(datasets, needs)
         self._data = self.placement.replicate(data)
         keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
@@ -109,17 +119,19 @@ class Trainer:
         self._inputs = RunInputs(config, train_keys, _stacked([windows[data] for data in data_of]))
         self._inputs_of: dict[tuple[int, ...], RunInputs] = {}  # of the runs of each call, where they are computed
 
-        def init(given: tuple[Any, chex.PRNGKey, Any], _: None) -> RunState:
-            config, key, stats = given
-            return RunState(method.make(config, self.spec).init(key, Context(stats)), jnp.int32(0), jnp.int32(-1))
+        def init(given: tuple[Any, chex.PRNGKey, Any, Any], all_updates: chex.Array) -> RunState:
+            config, key, stats, parts = given
+            # A copy: a state that holds what it was given would be donated with its inputs.
+            context = Context(stats, all_updates, jax.tree.map(jnp.copy, parts))
+            return RunState(method.make(config, self.spec).init(key, context), jnp.int32(0), jnp.int32(-1))
 
         stats = [dataset.stats() for dataset in datasets]
-        given = config, init_keys, _stacked([stats[data] for data in data_of])
+        given = config, init_keys, _stacked([stats[data] for data in data_of]), dict(parts or {})
         start = jax.jit(self.placement.map_runs(init))
         if self._at_once:
-            self.runs = start(self.placement.shard_runs(given, self._ids), None)
+            self.runs = start(self.placement.shard_runs(given, self._ids), jnp.int32(all_updates))
         else:
-            self.runs = self.placement.run_all(start, self.n_runs, given, None)
+            self.runs = self.placement.run_all(start, self.n_runs, given, jnp.int32(all_updates))
         self._programs: dict[int, Callable[..., tuple[RunState, Metrics]]] = {}
         self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
 
@@ -127,7 +139,7 @@ class Trainer:
         """Makes updates with every run.
 
         Returns:
-            metrics, each the mean over these updates, (R,).
+            metrics, each the mean over these updates, (R,) or (R, N).
         """
         sums: dict[str, np.ndarray] = {}
         for ids, length in schedule(self.n_runs, self.placement.slots, updates):
@@ -148,7 +160,7 @@ class Trainer:
             runs, metrics = program(self.placement.shard_runs(self.runs, ids), inputs, self._data)
             write(self.runs, ids, fetch(runs))
         for name, values in fetch(metrics).items():
-            sums.setdefault(name, np.zeros(self.n_runs))[ids] += values
+            sums.setdefault(name, np.zeros((self.n_runs, *values.shape[1:])))[ids] += values
 
     def evaluate(self, episodes: int) -> dict[str, np.ndarray]:
         """Plays episodes with each policy as it is now, greedily.
@@ -202,7 +214,7 @@ class Trainer:
                 # Parameters can overflow in the last update without any metric that shows it.
                 diverged_at = _first(end.diverged_at, _finite(end.state), end.updates - 1)
                 state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, run.state)
-                return RunState(state, end.updates, diverged_at), jax.tree.map(jnp.sum, metrics)
+                return RunState(state, end.updates, diverged_at), jax.tree.map(lambda x: x.sum(axis=0), metrics)
 
             def rest(run: RunState) -> tuple[RunState, Metrics]:
                 shapes = jax.eval_shape(learn, run)[1]
@@ -234,7 +246,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         updates: updates made with each run, at its end.
-        metrics: each (R,), means over its updates.
+        metrics: each (R,) or, with a number for each agent, (R, N): means over its updates.
         returns: (R, episodes) of the policies at its end, in units of the task.
         updates_per_second: of all runs together, the evaluation left out.
     """
@@ -259,6 +271,45 @@ def fit(trainer: Trainer, updates: int, evaluations: int, episodes: int) -> Iter
         metrics = trainer.advance(size)
         rate = size * trainer.n_runs / (time.perf_counter() - start)
         yield Chunk(end, metrics, trainer.evaluate(episodes)["return"], rate)
+
+
+def trained_parts(method: Method, configs: Sequence[Any], seeds: Sequence[int], dataset: Dataset) -> dict[str, Any]:
+    """Trains the frozen parts of runs on their data, each with the seed of its run; equal ones once.
+
+    Args:
+        method: whose parts they are.
+        configs: the hyperparameters of each run.
+        seeds: the seed of each run.
+        dataset: the data of all runs.
+
+    Returns:
+        policies by the name of the part, every leaf (R, …), on the host.
+
+    Raises:
+        UserError: if a part diverges.
+    """
+    needed = [method.make(config, dataset.spec).needs.parts for config in configs]
+    trained = {}
+    for name in needed[0]:
+        parts = [each[name] for each in needed]
+        policies: list[Any] = [None] * len(parts)
+        for first, part in enumerate(parts):
+            if policies[first] is not None:
+                continue
+            runs = [run for run, other in enumerate(parts) if other == part]
+            own = sorted({seeds[run] for run in runs})
+            learner = algorithms.find(part.algorithm)
+            of_part = [learner.configure(dataset.spec, part.hyperparameters)] * len(own), own
+            inner = trained_parts(learner, *of_part, dataset)
+            data_of = [0] * len(own)
+            trainer = Trainer(learner, *of_part, [dataset], data_of, None, all_updates=part.updates, parts=inner)
+            trainer.advance(part.updates)
+            if (trainer.diverged_at >= 0).any():
+                raise UserError(f"The {name} policy, trained by '{part.algorithm}' for '{method.name}', diverged.")
+            for run in runs:
+                policies[run] = trainer.policy(own.index(seeds[run]))
+        trained[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *policies)
+    return trained
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
@@ -294,7 +345,8 @@ class Result:
         updates: (E,) updates after which the policies were evaluated.
         returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged.
         scores: (E, R) normalised returns; None where the task has no reference.
-        metrics: each (E, R), means over the updates before each evaluation; NaN where a run does not have it.
+        metrics: each (E, R) or, with a number for each agent, (E, R, N): means over the updates before each evaluation;
+            NaN where a run does not have it.
         diverged_at: (R,) the first update of each run that was not finite, or -1.
         options: constructor arguments of the task that the data were made with.
         trainers: for each run its trainer, to evaluate further or to go on, and its number there.
@@ -379,11 +431,13 @@ def train(
     trainers: dict[int, tuple[Trainer, int]] = {}
     for runs in groups.values():
         own = [configs[run] for run in runs], [run_seeds[run] for run in runs]
-        trainer = Trainer(method, *own, [dataset], [0] * len(runs), env)
+        parts = trained_parts(method, *own, dataset)
+        trainer = Trainer(method, *own, [dataset], [0] * len(runs), env, all_updates=updates, parts=parts)
         for row, chunk in enumerate(fit(trainer, updates, evaluations, episodes)):
             returns[row, runs] = chunk.returns.mean(axis=1)
             for name, values in chunk.metrics.items():
-                metrics.setdefault(name, np.full(returns.shape, np.nan))[row, runs] = values
+                shape = (*returns.shape, *values.shape[1:])
+                metrics.setdefault(name, np.full(shape, np.nan))[row, runs] = values
         diverged_at[runs] = trainer.diverged_at
         trainers |= {run: (trainer, number) for number, run in enumerate(runs)}
 

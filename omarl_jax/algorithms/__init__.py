@@ -23,12 +23,13 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import jax
 import numpy as np
 
 from omarl_jax.algorithms._build import build
 from omarl_jax.errors import UserError, unknown
 from omarl_jax.files import require_trusted
-from omarl_jax.types import Algorithm, TaskSpec
+from omarl_jax.types import Algorithm, Context, Part, Stats, TaskSpec
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -152,6 +153,18 @@ def _variant(name: str) -> Method:
     return base._replace(
         name=name, fixed={**base.fixed, **fixed}, changed={**base.changed, **changed}, title=row["title"]
     )
+
+
+def untrained(parts: Mapping[str, Part], spec: TaskSpec) -> dict[str, Any]:
+    """The policies of frozen parts as they are before training, by name: for templates and measurements."""
+
+    def policy(part: Part) -> Any:
+        method = find(part.algorithm)
+        algorithm = method.make(method.configure(spec, part.hyperparameters), spec)
+        context = Context(Stats.unknown(spec), parts=untrained(algorithm.needs.parts, spec))
+        return algorithm.init(jax.random.key(0), context).policy
+
+    return {name: policy(part) for name, part in parts.items()}
 
 
 def spanned(hyperparameters: Mapping[str, Any]) -> list[dict[str, Any]]:
