@@ -32,7 +32,6 @@ from omarl_jax.placement import Placement, fetch, schedule, write
 from omarl_jax.tasks import make_env
 from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
 
-
 _log = logging.getLogger(__name__)
 
 

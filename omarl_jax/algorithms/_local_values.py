@@ -1,5 +1,6 @@
 """What methods that solve one problem for each agent have in common: hyperparameters, values, and how agents act."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -57,15 +58,23 @@ class Values(NamedTuple):
         return Values(q, v, *targets, (q_optimiser, v_optimiser)), metrics | more
 
 
-def local_algorithm(policy: Policy, q: Any, mixer: LinearMixer, init: Init, update: Update, needs: Needs) -> Algorithm:
-    """The algorithm of stochastic policies whose team value is a mixture; `State.q` holds Q with the mixer."""
+def local_algorithm(
+    policy: Policy,
+    q: Any,
+    mixer: LinearMixer,
+    init: Init,
+    update: Update,
+    needs: Needs,
+    q_of: Callable[[Any], tuple[Any, Any]],
+) -> Algorithm:
+    """The algorithm of stochastic policies and a mixed team value; `q_of` takes Q with its mixer from a state."""
 
     def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
         pi, carry = policy.act(net, view.obs, view.action_mask)
         return pi.sample(key) if explore else pi.mode(), carry
 
     def values(state: Any, batch: Transition) -> chex.Array:
-        q_params, mixer_params = state.q
+        q_params, mixer_params = q_of(state)
         return mixer(mixer_params, batch.state, q(q_params, batch.obs, batch.actions)[0])[None]
 
     return Algorithm(init, update, act, needs, explores=True, values=values)

@@ -60,6 +60,12 @@ def least_squares(x: chex.Array, y: chex.Array, weights: chex.Array, axis: int) 
     return (weights * x * y).sum(axis=axis) / ((weights * jnp.square(y)).sum(axis=axis) + 1e-6)
 
 
+def covariance_ratio(x: chex.Array, y: chex.Array, weights: chex.Array) -> chex.Array:
+    """Cov(x, y) / Var y over the first axis under weights that sum to 1, (K, …) -> (…)."""
+    x, y = (each - expected(weights, each) for each in (x, y))
+    return least_squares(x, y, weights, axis=0)
+
+
 def quantile_huber(
     quantiles: chex.Array, targets: chex.Array, fractions: chex.Array, kappa: chex.Array, of_targets: bool = False
 ) -> chex.Array:

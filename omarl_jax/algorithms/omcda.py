@@ -16,11 +16,12 @@ Q = Qr + Σ_k α_k Qc_k. Numbers are the paper's equations as far as they are kn
 
 Qc leaves out its own step, so KL_i enters by Vc_i = E_π Qc_i - KL_i / c_i alone, which is what E_μ exp(z) = 1 says [d].
 Bars are targets; L_Vc trains Vc alone, L_Vr Vr alone. g goes on as a line where z is clipped, so Vc rises there, where
-it would fall with OMIGA's loss. Networks, steps and clips are OMIGA's: all losses are taken at the old parameters.
-Steps of α are normalised, because Adam remembers a large gradient for thousands of updates [o].
+it would fall with OMIGA's loss. Networks, steps and clips are OMIGA's, at the old parameters; π starts as μ. Steps of α
+are normalised, since Adam remembers a large gradient for thousands of updates, which is too long in a short run [o].
 
-*Exponent.* Proposition 3.2 prints Σ_j w̄c_ij (Q̄c_j - Vc_j) for the last term of z (`published_exponent`). Σ_i α_i z_i is
-the same, but ours depends on agent i's action alone [d]. With the mixer `identity` both are one.
+*Exponent.* Proposition 3.2 prints Σ_j w̄c_ij (Q̄c_j - Vc_j) for the last term of z (`published_exponent`). Σ_i α_i z_i
+is the same, but ours depends on agent i's action alone [d]. The mixer `identity` makes both one, `stochastic` makes c_i
+1, and with `hyper` c_i grows with the ratios of α, which may be unstable [o].
 *Influence* is a chain rule through the policy's outputs φ. `gradient` solves ∂(w̄_i E_π Q̄r_i)/∂φ = m ∂KL_i/∂φ by least
 squares; `covariance` is Cov(w̄_i Q̄r_i, ρ) / Var ρ under π with ρ = log π/μ; both are means over states. `in_sample` is
 the latter over the data's actions, weighed by u [o]. Without Qc all three are α_i at the optimum [d].
@@ -38,12 +39,12 @@ import jax.numpy as jnp
 from omarl_jax import networks
 from omarl_jax.algorithms._checks import check_value_learner, require, require_not_negative, require_positive
 from omarl_jax.algorithms._local_values import LocalValuesConfig, Values, local_algorithm
-from omarl_jax.algorithms._losses import expected, least_squares, team_td_target
+from omarl_jax.algorithms._losses import covariance_ratio, expected, least_squares, team_td_target
 from omarl_jax.algorithms._steps import per_agent, together
 from omarl_jax.networks import MixerKind, Net
 from omarl_jax.types import Algorithm, Context, Metrics, Needs, Part, TaskSpec, Transition, config
 
-_LARGEST_EXPONENT, _LARGEST_WEIGHT = 10.0, 100.0
+_EXPONENTS, _LARGEST_WEIGHT = (-10.0, 10.0), 100.0
 _BEHAVIOUR = {"stochastic": True, "lr": 5e-4, "grad_clip": 1.0, "batch_size": 128}
 
 
@@ -77,11 +78,11 @@ class Config(LocalValuesConfig):
     """Upper bound of α_i."""
     decoupled: bool = True
     """Learn divergence apart from rewards."""
-    conservative_mixer: MixerKind = "hyper"
+    conservative_mixer: MixerKind = "stochastic"
     """Mixer of the conservative critics."""
     published_exponent: bool = False
     """The exponent of policies as the paper prints it."""
-    behaviour_updates: int = 5_000
+    behaviour_updates: int = 20_000
     """Updates of the behaviour's clone, of 128 transitions."""
 
 
@@ -102,26 +103,21 @@ class State(NamedTuple):
     updates: chex.Array
     all_updates: chex.Array
 
-    @property
-    def q(self) -> tuple[Any, Any]:
-        """Q of the team's rewards, with its mixer."""
-        return self.rewards.q
-
 
 def validate(config: Config, spec: TaskSpec) -> None:
     """Raises a `UserError` for hyperparameters that make no sense."""
     check_value_learner(config)
-    require_positive(config, "d_tot", "influence_samples", "influence_period", "temperature", "alpha_min")
-    require_positive(config, "mixer_hidden", "behaviour_updates")
+    positive = "d_tot", "influence_samples", "influence_period", "temperature", "alpha_min", "behaviour_updates"
+    require_positive(config, *positive, "mixer_hidden")
     require_not_negative(config, "smoothing", "warm_start", "alpha_rate")
-    low, start, high = config.alpha_min, config.alpha, config.alpha_max
+    low, high = config.alpha_min, config.alpha_max
     require(low < high, f"alpha_min must be less than alpha_max, not {low} and {high}.")
-    require(low <= start <= high, f"alpha must lie between alpha_min and alpha_max, not at {start}.")
+    require(low <= config.alpha <= high, f"alpha must lie between alpha_min and alpha_max, not at {config.alpha}.")
     for name in ("influence_period", "smoothing", "warm_start"):
         part = getattr(config, name)
-        require(part <= 1, f"{name} is a part of training, so it must be at most 1, not {part}.")
-    drawn = spec.kind == "continuous" and config.influence == "covariance"
-    require(not drawn or config.influence_samples >= 2, "A covariance needs influence_samples of at least 2.")
+        require(part <= 1, f"{name} is a part of training, at most 1, not {part}.")
+    sampled = spec.kind == "continuous" and config.influence == "covariance"
+    require(not sampled or config.influence_samples >= 2, "A covariance needs influence_samples of at least 2.")
     apart = config.decoupled or not config.published_exponent
     require(apart, "published_exponent is about divergence that is learned apart: it needs decoupled.")
 
@@ -131,15 +127,11 @@ def own_weight(w: chex.Array, alpha: chex.Array) -> chex.Array:
     return jnp.einsum("k,bki->bi", alpha, w) / alpha
 
 
-def clipped(z: chex.Array) -> chex.Array:
-    """clip(z, ±10)."""
-    return jnp.clip(z, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-
-
 def normalisation(z: chex.Array, due: chex.Array) -> chex.Array:
     """mean exp(-m) [g(z) + due], whose slope by V is 0 if E exp(clip(z)) = 1; `due` is the part of -z that V makes."""
-    shift = jnp.maximum(clipped(jax.lax.stop_gradient(z)).max(), -1.0)
-    return (jnp.exp(clipped(z) - shift) * (1.0 + z - clipped(z)) + jnp.exp(-shift) * due).mean()
+    clipped = jnp.clip(z, *_EXPONENTS)
+    shift = jnp.maximum(jax.lax.stop_gradient(clipped).max(), -1.0)
+    return (jnp.exp(clipped - shift) * (1.0 + z - clipped) + jnp.exp(-shift) * due).mean()
 
 
 def shares(influence: chex.Array, temperature: chex.Array) -> chex.Array:
@@ -166,29 +158,19 @@ def omcda(config: Config, spec: TaskSpec) -> Algorithm:
     each, even = jnp.ones(spec.n_agents), jnp.full(spec.n_agents, 1.0 / spec.n_agents)
 
     def init(key: chex.PRNGKey, context: Context) -> State:
-        behaviour, (share_key, *keys) = context.parts["behaviour"], jax.random.split(key, 7)
+        behaviour, keys = context.parts["behaviour"], jax.random.split(key, 7)
         needed = "a stochastic 'bc' of this task with the same hidden, input_norm and sharing"
         require(policy.fits(behaviour), f"The behaviour policy does not fit: for '{spec.name}' it must be {needed}.")
         rewards = Values.start((q.init(keys[0]), mixer.init(keys[1])), v.init(keys[2]), q_step, v_step)
         costs = Values.start((q.init(keys[3]), cost_mixer.init(keys[4])), v.init(keys[5]), q_step, v_step)
-        return State(
-            behaviour,
-            policy_step.init(behaviour.params),
-            behaviour,
-            rewards,
-            costs if config.decoupled else None,
-            log_alpha=jnp.log(config.alpha) * each,
-            influence=0.0 * each,
-            share=jax.random.dirichlet(share_key, each),
-            updates=jnp.int32(0),
-            all_updates=jnp.asarray(context.updates, jnp.int32),
-        )
+        nets = behaviour, policy_step.init(behaviour.params), behaviour, rewards, costs if config.decoupled else None
+        share, counts = jax.random.dirichlet(keys[6], each), (jnp.int32(0), jnp.asarray(context.updates, jnp.int32))
+        return State(*nets, jnp.log(config.alpha) * each, 0.0 * each, share, *counts)
 
     def update(state: State, batch: Transition, key: chex.PRNGKey) -> tuple[State, Metrics]:
         rewards, costs, alpha = state.rewards, state.costs, jnp.exp(state.log_alpha)
         obs, actions, mask = batch.obs, batch.actions, batch.action_mask
         measure_key, draw_key = jax.random.split(key)
-
         # --- target ---
         old_q, old_mixer = rewards.target_q
         next_v = mixer(old_mixer, batch.next_state, v(rewards.target_v, batch.next_obs))  # (B, 1)
@@ -210,11 +192,10 @@ def omcda(config: Config, spec: TaskSpec) -> Algorithm:
                 return w / alpha * (of_data - values), w / alpha * values
             return w / alpha * (of_data - value) + weighed(cost_of_data - values), weighed(values)
 
-        z = clipped(exponent(value if costs is None else cost)[0])
+        z = jnp.clip(exponent(value if costs is None else cost)[0], *_EXPONENTS)
         weights = jnp.minimum(jnp.exp(z), _LARGEST_WEIGHT)
         outputs, behaviour = policy.outputs(state.policy.params, obs), policy(state.behaviour.params, obs, mask)
 
-        # --- losses ---
         def reward_loss(params: Any) -> tuple[chex.Array, Metrics]:
             q_params, mixer_params = params
             total = mixer(mixer_params, batch.state, q(q_params, obs, actions)[0])  # (B, 1)
@@ -241,45 +222,42 @@ def omcda(config: Config, spec: TaskSpec) -> Algorithm:
             return loss, {"policy_loss": loss, "kl": pi.kl(behaviour).mean(axis=0)}
 
         # --- influence ---
-        def gain(pi: Any) -> tuple[chex.Array, chex.Array, chex.Array]:  # actions, their weights and values (K, B, N)
+        def gain(pi: Any) -> tuple[chex.Array, chex.Array, chex.Array]:  # weights and values (K, B, N) of actions
             taken, probabilities = pi.support(measure_key, config.influence_samples)
-            return taken, probabilities, w * q(old_q, obs, taken)[0]
+            return probabilities, w * q(old_q, obs, taken)[0], taken
 
         def team_value(outputs: chex.Array) -> chex.Array:
-            _, probabilities, values = gain(policy.of_outputs(outputs, mask))
-            return expected(probabilities, values).sum()
+            return expected(*gain(policy.of_outputs(outputs, mask))[:2]).sum()
 
         def divergence(outputs: chex.Array) -> chex.Array:
             return policy.of_outputs(outputs, mask).kl(behaviour).sum()
 
         def influences() -> chex.Array:  # (N,)
             pi = policy.of_outputs(outputs, mask)
-            if config.influence == "gradient":
-                slopes = jax.grad(team_value)(outputs), jax.grad(divergence)(outputs)  # (B, N, X)
-                return least_squares(*slopes, jnp.ones(()), axis=-1).mean(axis=0)
+            if config.influence == "in_sample":
+                ratio = pi.log_prob(actions) - behaviour.log_prob(actions) - pi.kl(behaviour)
+                return least_squares(w * (of_data - value), ratio, weights, axis=0)
             if config.influence == "covariance":
-                taken, probabilities, values = gain(pi)
+                probabilities, values, taken = gain(pi)
                 ratio = pi.log_prob(taken) - behaviour.log_prob(taken)
-                values, ratio = (x - expected(probabilities, x) for x in (values, ratio))
-                return least_squares(values, ratio, probabilities, axis=0).mean(axis=0)
-            ratio = pi.log_prob(actions) - behaviour.log_prob(actions) - pi.kl(behaviour)
-            return least_squares(w * (of_data - value), ratio, weights, axis=0)
+                return covariance_ratio(values, ratio, probabilities).mean(axis=0)
+            slopes = jax.grad(team_value)(outputs), jax.grad(divergence)(outputs)  # (B, N, X)
+            return least_squares(*slopes, jnp.ones(()), axis=-1).mean(axis=0)
 
         # --- steps ---
         params, optimiser, metrics = policy_step(policy_loss, state.policy.params, state.optimiser)
         value_loss = expectation_loss if config.decoupled else normalisation_loss
         rewards, more = rewards.learn(q_step, reward_loss, v_step, value_loss, config.tau)
-        metrics |= more
         if costs is not None:
-            costs, more = costs.learn(q_step, cost_loss, v_step, normalisation_loss, config.tau)
-            metrics |= more
+            costs, of_costs = costs.learn(q_step, cost_loss, v_step, normalisation_loss, config.tau)
+            more |= of_costs
 
         # --- allocation ---
-        period = jnp.maximum(jnp.round(config.influence_period * state.all_updates), 1.0)
+        period = jnp.maximum(jnp.round(config.influence_period * state.all_updates), 1.0).astype(jnp.int32)
         due = state.updates % period == 0
         rate = jnp.minimum(period / (config.smoothing * state.all_updates), 1.0)
-        found = jax.lax.cond(due, influences, lambda: state.influence)
-        influence = state.influence + rate * (found - state.influence)
+        change = jax.lax.cond(due, lambda: influences() - state.influence, lambda: 0.0 * even)
+        influence = state.influence + rate * change
         share = {
             "influence": shares(influence, config.temperature),
             "uniform": even,
@@ -289,14 +267,14 @@ def omcda(config: Config, spec: TaskSpec) -> Algorithm:
         given = jnp.where(state.updates < config.warm_start * state.all_updates, even, share)
         kl, budget = metrics["kl"], config.d_tot * given
         log_alpha = dual_step(state.log_alpha, kl, budget, config.alpha_rate / state.all_updates, bounds)
-        metrics |= {"influence": influence, "share": given, "budget": budget, "alpha": jnp.exp(log_alpha)}
-        metrics |= {"v_r": value.mean(axis=0), "kl_over_budget": kl / budget}
+        metrics |= more | {"influence": influence, "share": given, "budget": budget, "alpha": jnp.exp(log_alpha)}
+        metrics |= {"v_r": value.mean(axis=0), "kl_over_budget": kl / (budget + 1e-12)}
         metrics["at_bound"] = (log_alpha <= bounds[0]) | (log_alpha >= bounds[1])
         net = policy.observe(state.policy._replace(params=params), obs)
-        counts = state.updates + 1, state.all_updates
-        return State(net, optimiser, state.behaviour, rewards, costs, log_alpha, influence, share, *counts), metrics
+        nets, counts = (net, optimiser, state.behaviour, rewards, costs), (state.updates + 1, state.all_updates)
+        return State(*nets, log_alpha, influence, share, *counts), metrics
 
     same = {"hidden": config.hidden, "input_norm": config.input_norm, "sharing": config.sharing}
-    behaviour = Part("bc", _BEHAVIOUR | same, config.behaviour_updates)
-    needs = Needs(config.batch_size, state=True, parts={"behaviour": behaviour})
-    return local_algorithm(policy, q, mixer, init, update, needs)
+    parts = {"behaviour": Part("bc", _BEHAVIOUR | same, config.behaviour_updates)}
+    needs = Needs(config.batch_size, state=True, parts=parts)
+    return local_algorithm(policy, q, mixer, init, update, needs, lambda state: state.rewards.q)

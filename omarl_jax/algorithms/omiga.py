@@ -122,4 +122,4 @@ def omiga(config: Config, spec: TaskSpec) -> Algorithm:
         return state, metrics | q_metrics | v_metrics
 
     needs = Needs(config.batch_size, state=True, returns_to_go=config.published_rewards)
-    return local_algorithm(policy, q, mixer, init, update, needs)
+    return local_algorithm(policy, q, mixer, init, update, needs, lambda state: state.q)
