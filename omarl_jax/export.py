@@ -174,11 +174,12 @@ def load_policy(path: str | pathlib.Path, allow_import: bool = False) -> SavedPo
     except UserError as error:
         raise UserError(f"'{path}' does not fit this version of '{method.name}': {error}") from None
 
-    def init() -> Any:
-        context = Context(Stats.unknown(header.spec))
-        return method.make(config, header.spec).init(jax.random.key(0), context).policy
+    def fresh() -> Any:
+        algorithm = method.make(config, header.spec)
+        parts = algorithms.untrained(algorithm.needs.parts, header.spec)
+        return algorithm.init(jax.random.key(0), Context(Stats.unknown(header.spec), parts=parts)).policy
 
-    template = jax.eval_shape(init)
+    template = jax.eval_shape(fresh)
     expected = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(template)}
     one = {name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()}
     found = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import importlib.util
 import io
+import json
+import numbers
 import os
 import pathlib
 import sys
@@ -12,7 +14,7 @@ import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -134,3 +136,25 @@ def read_run_config(run: pathlib.Path) -> RunConfig:
         UserError: if it cannot be read, is damaged, or another version wrote it.
     """
     return read(run / "config.json", RunConfig, RUN_FORMAT)
+
+
+def short_hash(identity: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that identify something, whatever kinds of numbers and sequences describe it."""
+    return hashlib.sha256(json.dumps(_canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _canonical(value: Any) -> Any:
+    """A value in canonical JSON: lists for tuples, Python's numbers for NumPy's."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return repr(float(value))
+    if isinstance(value, dict):
+        return {str(name): _canonical(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_canonical(one) for one in value]
+    return str(value)

@@ -14,6 +14,7 @@ from omarl_jax import algorithms, presets
 from omarl_jax.data import storage
 from omarl_jax.datasets.catalogue import QUALITIES, digest
 from omarl_jax.errors import UserError, python_value, seeds_of, unknown, whole
+from omarl_jax.files import short_hash
 from omarl_jax.runs import Run
 from omarl_jax.schemas import Block, GridFile, convert
 from omarl_jax.tasks import find_env, make_env
@@ -111,6 +112,8 @@ def _expand(block: Block, seeds: Sequence[tuple[int, int]]) -> Iterator[Run]:
         usual = published.overrides if block.preset else {}
         updates = published.updates if block.updates is None else whole("updates", block.updates)
         for point, (seed, data_seed) in itertools.product(points, seeds):
+            config = method.configure(spec, usual | point)
+            parts = method.make(config, spec).needs.parts.items()
             yield Run(
                 algorithm=algorithm,
                 task=task,
@@ -118,11 +121,12 @@ def _expand(block: Block, seeds: Sequence[tuple[int, int]]) -> Iterator[Run]:
                 seed=seed,
                 data_seed=data_seed if by_recipe else 0,
                 updates=updates,
-                config=method.configure(spec, usual | point),
+                config=config,
                 options=tuple(sorted(options.items())),
                 size=size,
                 data_digest=data_digest,
                 preset=published.source if block.preset else "",
+                parts=tuple((name, short_hash(algorithms.part_identity(part, spec))) for name, part in parts),
             )
 
 

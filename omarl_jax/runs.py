@@ -13,8 +13,6 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import json
-import numbers
 import os
 import pathlib
 import platform
@@ -31,7 +29,7 @@ from omarl_jax.datasets.catalogue import default_size
 from omarl_jax.determinism import deterministic_operations_requested
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
-from omarl_jax.files import RUN_FORMAT, digests, read_arrays, replacing
+from omarl_jax.files import RUN_FORMAT, digests, read_arrays, replacing, short_hash
 from omarl_jax.report import published
 from omarl_jax.schemas import Reference, RunConfig, RunRecord, to_json
 from omarl_jax.tasks import task_defaults
@@ -53,6 +51,7 @@ class Run:
         size: transitions of the data, None for the recipe's own number.
         data_digest: identifies the sources of the data (see `datasets.catalogue.digest`).
         preset: the source of the published hyperparameters it was started with; empty without any.
+        parts: the policies that are trained before, by name, each with the hash of what it is.
     """
 
     algorithm: str
@@ -66,6 +65,7 @@ class Run:
     size: int | None = None
     data_digest: str = ""
     preset: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
     @property
     def config_hash(self) -> str:
@@ -86,7 +86,7 @@ class Run:
             "size": self.size,
             "data_digest": self.data_digest,
         }
-        return hashlib.sha256(json.dumps(_canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
+        return short_hash(identity | ({"parts": dict(self.parts)} if self.parts else {}))
 
     @property
     def name(self) -> str:
@@ -94,23 +94,6 @@ class Run:
         data = pathlib.Path(self.dataset).name
         seeds = f"seed{self.seed}" if self.data_seed == self.seed else f"seed{self.seed}-data{self.data_seed}"
         return f"{self.task.replace('/', '-')}_{data}_{self.algorithm}_{self.config_hash}_{seeds}"
-
-
-def _canonical(value: Any) -> Any:
-    """A value in canonical JSON: lists for tuples, Python's numbers for NumPy's."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return repr(float(value))
-    if isinstance(value, dict):
-        return {str(name): _canonical(one) for name, one in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_canonical(one) for one in value]
-    return str(value)
 
 
 _FILES = ("config.json", "metrics.jsonl", "evaluations.npz", "policy.npz", "run.json")

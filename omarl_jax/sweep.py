@@ -50,12 +50,14 @@ class Progress(NamedTuple):
         unit: `score` if the task has a reference to normalise with, else `return`.
         value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have, or if
             there was none.
+        part: the policy that is trained before the method, and how far it is; empty once that is done.
     """
 
     updates: int
     updates_per_second: float = math.nan
     unit: str = "return"
     value: float = math.nan
+    part: str = ""
 
 
 def run_groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -199,6 +201,7 @@ def _train_group(
         data_of,
         env,
         placement,
+        first.updates,
     )
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
@@ -229,7 +232,7 @@ class _Output:
 
     def log(self, chunk: Chunk, i: int) -> None:
         """Writes a chunk of training, and the evaluation after it, of run i of its trainer."""
-        metrics = {name: float(values[i]) for name, values in chunk.metrics.items()}
+        metrics = {name: values[i].tolist() for name, values in chunk.metrics.items()}
         row: dict[str, Any] = {"updates": chunk.updates} | metrics | {"updates_per_second": chunk.updates_per_second}
         if chunk.returns is None:
             for sink in self._sinks:

@@ -6,12 +6,9 @@ run. Randomness is `fold_in(run key, update)`, and the run key depends on the se
 size of the chunk, the neighbours in the program, or the number of devices.
 """
 
-import dataclasses
-import itertools
-import pathlib
+import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -20,15 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import algorithms, export, presets, rollout
+from omarl_jax import rollout
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, IndexRange, concat_datasets, sample
-from omarl_jax.data.validation import validate, validate_task
-from omarl_jax.errors import UserError, python_value, seeds_of, whole
-from omarl_jax.files import require_trusted_task
+from omarl_jax.errors import UserError
 from omarl_jax.placement import Placement, fetch, schedule, write
-from omarl_jax.tasks import find_env
-from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
+from omarl_jax.types import Context, Metrics, TaskSpec
+
+_log = logging.getLogger(__name__)
 
 
 class RunState(NamedTuple):
@@ -71,6 +67,8 @@ class Trainer:
         data_of: for each run, which of the datasets it learns from.
         env: the task, for evaluation; None if there is no simulator.
         placement: where the runs are computed; by default on all devices.
+        all_updates: the updates that each run will make from its beginning to its end, for methods with schedules.
+        parts: the frozen policies that the method needs, by name, every leaf (R, …).
 
     Attributes:
         updates: updates made with each run.
@@ -89,6 +87,8 @@ class Trainer:
         data_of: Sequence[int],
         env: MultiAgentEnv | None,
         placement: Placement | None = None,
+        all_updates: int = 1_000_000,
+        parts: Mapping[str, Any] | None = None,
     ):
         self.method, self.env, self.updates = method, env, 0
         self.spec: TaskSpec = datasets[0].spec
@@ -100,6 +100,8 @@ class Trainer:
             raise UserError("Runs of one program may differ in float hyperparameters only.")
 
         needs = method.make(configs[0], self.spec).needs
+        if needs.state and self.spec.state_is_obs:
+            _log.info("Task '%s' has no state of its own: its observations in a row serve as one.", self.spec.name)
         data, windows = concat_datasets(datasets, needs)
         self._data = self.placement.replicate(data)
         keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
@@ -108,17 +110,19 @@ class Trainer:
         self._inputs = RunInputs(config, train_keys, _stacked([windows[data] for data in data_of]))
         self._inputs_of: dict[tuple[int, ...], RunInputs] = {}  # of the runs of each call, where they are computed
 
-        def init(given: tuple[Any, chex.PRNGKey, Any], _: None) -> RunState:
-            config, key, stats = given
-            return RunState(method.make(config, self.spec).init(key, Context(stats)), jnp.int32(0), jnp.int32(-1))
+        def init(given: tuple[Any, chex.PRNGKey, Any, Any], all_updates: chex.Array) -> RunState:
+            config, key, stats, parts = given
+            # A copy: a state that holds what it was given would be donated with its inputs.
+            context = Context(stats, all_updates, jax.tree.map(jnp.copy, parts))
+            return RunState(method.make(config, self.spec).init(key, context), jnp.int32(0), jnp.int32(-1))
 
         stats = [dataset.stats() for dataset in datasets]
-        given = config, init_keys, _stacked([stats[data] for data in data_of])
+        given = config, init_keys, _stacked([stats[data] for data in data_of]), dict(parts or {})
         start = jax.jit(self.placement.map_runs(init))
         if self._at_once:
-            self.runs = start(self.placement.shard_runs(given, self._ids), None)
+            self.runs = start(self.placement.shard_runs(given, self._ids), jnp.int32(all_updates))
         else:
-            self.runs = self.placement.run_all(start, self.n_runs, given, None)
+            self.runs = self.placement.run_all(start, self.n_runs, given, jnp.int32(all_updates))
         self._programs: dict[int, Callable[..., tuple[RunState, Metrics]]] = {}
         self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
 
@@ -126,7 +130,7 @@ class Trainer:
         """Makes updates with every run.
 
         Returns:
-            metrics, each the mean over these updates, (R,).
+            metrics, each the mean over these updates, (R,) or (R, N).
         """
         sums: dict[str, np.ndarray] = {}
         for ids, length in schedule(self.n_runs, self.placement.slots, updates):
@@ -147,7 +151,7 @@ class Trainer:
             runs, metrics = program(self.placement.shard_runs(self.runs, ids), inputs, self._data)
             write(self.runs, ids, fetch(runs))
         for name, values in fetch(metrics).items():
-            sums.setdefault(name, np.zeros(self.n_runs))[ids] += values
+            sums.setdefault(name, np.zeros((self.n_runs, *values.shape[1:])))[ids] += values
 
     def evaluate(self, episodes: int) -> dict[str, np.ndarray]:
         """Plays episodes with each policy as it is now, greedily.
@@ -201,7 +205,7 @@ class Trainer:
                 # Parameters can overflow in the last update without any metric that shows it.
                 diverged_at = _first(end.diverged_at, _finite(end.state), end.updates - 1)
                 state = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), end.state, run.state)
-                return RunState(state, end.updates, diverged_at), jax.tree.map(jnp.sum, metrics)
+                return RunState(state, end.updates, diverged_at), jax.tree.map(lambda x: x.sum(axis=0), metrics)
 
             def rest(run: RunState) -> tuple[RunState, Metrics]:
                 shapes = jax.eval_shape(learn, run)[1]
@@ -233,7 +237,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         updates: updates made with each run, at its end.
-        metrics: each (R,), means over its updates.
+        metrics: each (R,) or, with a number for each agent, (R, N): means over its updates.
         returns: (R, episodes) of the policies at its end, in units of the task; None if there is no simulator.
         updates_per_second: of all runs together, the evaluation left out.
     """
@@ -272,147 +276,6 @@ def _finite(tree: Any) -> chex.Array:
 
 def _first(diverged_at: chex.Array, finite: chex.Array, update: chex.Array) -> chex.Array:
     return jnp.where((diverged_at < 0) & ~finite, update, diverged_at)
-
-
-def make_algorithm(name: str, spec: TaskSpec, **hyperparameters: Any) -> Algorithm:
-    """Makes a method as pure functions, its hyperparameters checked.
-
-    Raises:
-        UserError: for an unknown method, or hyperparameters that make no sense.
-    """
-    method = algorithms.find(name)
-    return method.make(method.configure(spec, hyperparameters), spec)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The result of `train`: R runs, in the order of `configs` and `seeds`.
-
-    Attributes:
-        configs: the hyperparameters of each run.
-        seeds: the seed of each run.
-        updates: (E,) updates after which the policies were evaluated.
-        returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged. None if
-            there is no simulator.
-        scores: (E, R) normalised returns; None if there is no reference, or no simulator.
-        metrics: each (E, R), means over the updates before each evaluation; NaN where a run does not have it.
-        diverged_at: (R,) the first update of each run that was not finite, or -1.
-        options: constructor arguments of the task that the data were made with.
-        trainers: for each run its trainer, to evaluate further or to go on, and its number there.
-    """
-
-    configs: list[Any]
-    seeds: list[int]
-    updates: np.ndarray
-    returns: np.ndarray | None
-    scores: np.ndarray | None
-    metrics: dict[str, np.ndarray]
-    diverged_at: np.ndarray
-    options: dict[str, Any]
-    trainers: list[tuple[Trainer, int]]
-
-    def save_policy(self, run: int, path: str | pathlib.Path) -> None:
-        """Writes the policy of one run as it is now, to be read by `load_policy` and by `omarl evaluate`.
-
-        Raises:
-            UserError: if there is no such run, or the file cannot be written.
-        """
-        if not -len(self.trainers) <= run < len(self.trainers):
-            raise UserError(f"There are {len(self.trainers)} runs, so run must be below that, not {run}.")
-        trainer, number = self.trainers[run]
-        policy, metadata = trainer.policy(number), {"options": self.options}
-        export.save_policy(path, trainer.method.name, self.configs[run], trainer.spec, policy, metadata)
-
-
-def train(
-    algorithm: str,
-    dataset: Dataset,
-    seeds: int | Sequence[int] = 1,
-    updates: int | None = None,
-    evaluations: int = 20,
-    episodes: int = 32,
-    env: MultiAgentEnv | None = None,
-    preset: bool = True,
-    **hyperparameters: Any,
-) -> Result:
-    """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
-
-    `omarl train` with the same arguments gives the same numbers. A run that diverges stops alone, with a warning. On
-    accelerators, matrices are multiplied with the precision of `jax_default_matmul_precision`, which the command line
-    sets to float32.
-
-    Args:
-        algorithm: the name of the method or variant.
-        dataset: the data.
-        seeds: how many, or which.
-        updates: gradient steps of every network; by default the published number, which `omarl_jax.preset` gives.
-        evaluations: how often to evaluate, evenly spread; fewer where updates are few.
-        episodes: of each evaluation.
-        env: the task to evaluate on; by default the one the data was made on. Where nobody has a task of that name,
-            policies are trained without evaluation.
-        preset: whether hyperparameters that are not given are those published for the dataset's task and recipe;
-            otherwise they are the method's defaults.
-        **hyperparameters: a list of values spans a grid.
-
-    Raises:
-        UserError: for unknown names, values that make no sense, and data that are not valid.
-    """
-    validate(dataset)
-    method = algorithms.find(algorithm)
-    published = presets.preset(algorithm, dataset.spec.name, str(dataset.metadata.get("recipe")))
-    usual = published.overrides if preset else {}
-    points = [method.configure(dataset.spec, usual | point) for point in algorithms.spanned(hyperparameters)]
-    count = python_value(seeds)
-    each = list(range(whole("seeds", count))) if isinstance(count, int | float) else seeds_of(count)
-    whole("seeds", len(each))
-    if len(set(each)) < len(each):
-        raise UserError(f"seeds must differ, which {each} do not.")
-    updates = whole("updates", published.updates if updates is None else updates)
-    evaluations, episodes = whole("evaluations", evaluations), whole("episodes", episodes)
-    configs, run_seeds = zip(*itertools.product(points, each), strict=True)
-    options = dataset.metadata.get("options", {})
-    if env is None:
-        require_trusted_task(dataset.spec.name, allow_import=False)
-        env = find_env(dataset.spec.name, **options)
-    else:
-        options = dict(env.options)
-    if env is not None:
-        validate_task(env.task_spec, dataset.spec, "The environment")
-
-    groups: dict[Any, list[int]] = {}
-    for run, config in enumerate(configs):
-        groups.setdefault(jax.tree.structure(config), []).append(run)
-    ends = chunk_ends(updates, evaluations)
-    returns, diverged_at = np.empty((len(ends), len(configs))), np.empty(len(configs), int)
-    metrics: dict[str, np.ndarray] = {}
-    trainers: dict[int, tuple[Trainer, int]] = {}
-    for runs in groups.values():
-        own = [configs[run] for run in runs], [run_seeds[run] for run in runs]
-        trainer = Trainer(method, *own, [dataset], [0] * len(runs), env)
-        for row, chunk in enumerate(fit(trainer, updates, evaluations, episodes)):
-            if chunk.returns is not None:
-                returns[row, runs] = chunk.returns.mean(axis=1)
-            for name, values in chunk.metrics.items():
-                metrics.setdefault(name, np.full(returns.shape, np.nan))[row, runs] = values
-        diverged_at[runs] = trainer.diverged_at
-        trainers |= {run: (trainer, number) for number, run in enumerate(runs)}
-
-    diverged = (diverged_at >= 0) & (diverged_at < np.array(ends)[:, None])
-    if diverged.any():
-        which = ", ".join(f"{run} at update {at}" for run, at in enumerate(diverged_at) if at >= 0)
-        warnings.warn(f"Runs of '{algorithm}' diverged (run {which}); they have no returns from then on.", stacklevel=2)
-    returns = np.where(diverged, np.nan, returns)
-    return Result(
-        configs=list(configs),
-        seeds=list(run_seeds),
-        updates=np.array(ends),
-        returns=None if env is None else returns,
-        scores=None if env is None or env.reference is None else env.reference.normalise(returns),
-        metrics=metrics,
-        diverged_at=diverged_at,
-        options=options,
-        trainers=[trainers[run] for run in range(len(configs))],
-    )
 
 
 def chunk_ends(updates: int, evaluations: int) -> list[int]:

@@ -9,7 +9,8 @@ Shapes are written with these letters, and the agent axis stands right after bat
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import chex
@@ -23,6 +24,7 @@ __all__ = [
     "Context",
     "Metrics",
     "Needs",
+    "Part",
     "ScoreReference",
     "Stats",
     "TaskSpec",
@@ -33,6 +35,7 @@ __all__ = [
 
 SATURATED = 0.99  # |a| beyond which a squashed action has hardly a gradient left
 Metrics = dict[str, chex.Array]
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _C = TypeVar("_C")
 
 
@@ -94,9 +97,29 @@ class Context(NamedTuple):
 
     Attributes:
         stats: statistics of the data.
+        updates: () int32, the updates that the run will make, for schedules; a million where that is not known.
+        parts: the frozen policy of each part that the method needs, as its `State.policy` was at the end of training.
     """
 
     stats: Stats
+    updates: chex.Array | int = 1_000_000
+    parts: Mapping[str, Any] = _NONE
+
+
+class Part(NamedTuple):
+    """A policy that is trained before, on the same data, and then frozen.
+
+    Attributes:
+        algorithm: the method that trains it.
+        hyperparameters: those that differ from the method's defaults.
+        updates: the most that it is trained for.
+        metric: the metric of the method by which it is chosen: the policy with the lowest on held-out episodes.
+    """
+
+    algorithm: str
+    hyperparameters: Mapping[str, Any]
+    updates: int
+    metric: str = "policy_loss"
 
 
 class Needs(NamedTuple):
@@ -108,6 +131,7 @@ class Needs(NamedTuple):
         next_actions: whether transitions must come with the action that followed.
         state: whether transitions must come with the global state.
         returns_to_go: whether transitions must come with their returns to go.
+        parts: policies that are trained before, by the name under which `Context.parts` holds them.
     """
 
     batch_size: int
@@ -115,6 +139,7 @@ class Needs(NamedTuple):
     next_actions: bool = False
     state: bool = False
     returns_to_go: bool = False
+    parts: Mapping[str, Part] = _NONE
 
 
 class View(NamedTuple):
@@ -153,7 +178,8 @@ class Algorithm(NamedTuple):
     Attributes:
         init: (key, context) -> state. Parameters, targets, optimiser states and statistics, all in one NamedTuple whose
             field `policy` holds everything that acting and export need.
-        update: (state, batch, key) -> state, metrics. One step of every network. Metrics are () arrays.
+        update: (state, batch, key) -> state, metrics. One step of every network. Metrics are () arrays, or (N,) with
+            a number for each agent.
         act: (policy, view, carry, key, explore) -> actions (N, …), carry. The carry is empty for policies without
             memory. With `explore`, actions are as the behaviour policy takes them.
         needs: the data that the method needs.

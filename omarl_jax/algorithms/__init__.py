@@ -23,12 +23,13 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import jax
 import numpy as np
 
 from omarl_jax.algorithms._build import build
 from omarl_jax.errors import UserError, python_value, unknown
 from omarl_jax.files import require_trusted
-from omarl_jax.types import Algorithm, TaskSpec
+from omarl_jax.types import Algorithm, Context, Part, Stats, TaskSpec
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -93,6 +94,12 @@ class Method(NamedTuple):
         self.validate(config, spec)
         return config
 
+    def identity(self, config: Any, spec: TaskSpec) -> dict[str, Any]:
+        """What a config makes of the method: JSON values that differ if its numbers may."""
+        parts = {name: part_identity(part, spec) for name, part in self.make(config, spec).needs.parts.items()}
+        own = {"method": self.base, "version": self.version, "config": self.changes(config)}
+        return own | ({"parts": parts} if parts else {})
+
     def changes(self, config: Any) -> dict[str, Any]:
         """The hyperparameters of a config that differ from the defaults of the base method."""
         values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
@@ -152,6 +159,25 @@ def _variant(name: str) -> Method:
     return base._replace(
         name=name, fixed={**base.fixed, **fixed}, changed={**base.changed, **changed}, title=row["title"]
     )
+
+
+def part_identity(part: Part, spec: TaskSpec) -> dict[str, Any]:
+    """What a frozen part is, as `Method.identity` says it of methods."""
+    method = find(part.algorithm)
+    config = method.configure(spec, part.hyperparameters)
+    return method.identity(config, spec) | {"updates": part.updates, "metric": part.metric}
+
+
+def untrained(parts: Mapping[str, Part], spec: TaskSpec) -> dict[str, Any]:
+    """The policies of frozen parts as they are before training, by name: for templates and measurements."""
+
+    def policy(part: Part) -> Any:
+        method = find(part.algorithm)
+        algorithm = method.make(method.configure(spec, part.hyperparameters), spec)
+        context = Context(Stats.unknown(spec), parts=untrained(algorithm.needs.parts, spec))
+        return algorithm.init(jax.random.key(0), context).policy
+
+    return {name: policy(part) for name, part in parts.items()}
 
 
 def spanned(hyperparameters: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax.numpy as jnp
 
+from omarl_jax.errors import UserError
 from omarl_jax.types import Algorithm, Context, Metrics, Stats, TaskSpec, Transition, View
 
 
@@ -50,7 +51,11 @@ def _standardised(algorithm: Algorithm) -> Algorithm:
         return batch._replace(obs=scale(batch.obs, stats), next_obs=scale(batch.next_obs, stats))
 
     def init(key: chex.PRNGKey, context: Context) -> StandardisedState:
-        return StandardisedState(algorithm.init(key, context), context.stats)
+        # The method sees standardised observations, and so do its parts, which learned from the same data.
+        parts = {
+            name: part.policy if isinstance(part, StandardisedPolicy) else part for name, part in context.parts.items()
+        }
+        return StandardisedState(algorithm.init(key, context._replace(parts=parts)), context.stats)
 
     def update(state: StandardisedState, batch: Transition, key: chex.PRNGKey) -> tuple[StandardisedState, Metrics]:
         learner, metrics = algorithm.update(state.learner, scaled(batch, state.stats), key)
@@ -101,12 +106,19 @@ def _checked(algorithm: Algorithm, spec: TaskSpec) -> Algorithm:
         "valid": (),
     }
 
+    def init(key: chex.PRNGKey, context: Context) -> Any:
+        if missing := needs.parts.keys() - context.parts.keys():
+            raise UserError(f"This method starts from a policy that is trained before: {', '.join(sorted(missing))}.")
+        return algorithm.init(key, context)
+
     def update(state: Any, batch: Transition, key: chex.PRNGKey) -> tuple[Any, Metrics]:
         for name, shape in fields.items():
             if (array := getattr(batch, name)) is not None:
                 chex.assert_shape(array, (None, *time, *shape), custom_message=f"the batch's {name}")
         state, metrics = algorithm.update(state, batch, key)
-        chex.assert_shape(list(metrics.values()), (), custom_message="metrics")
+        for name, metric in metrics.items():
+            shape = (n,) if jnp.ndim(metric) else ()
+            chex.assert_shape(metric, shape, custom_message=f"the metric {name}")
         return state, metrics
 
     def act(policy: Any, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
@@ -116,4 +128,4 @@ def _checked(algorithm: Algorithm, spec: TaskSpec) -> Algorithm:
         chex.assert_shape(taken, actions)
         return taken, carry
 
-    return algorithm._replace(update=update, act=act)
+    return algorithm._replace(init=init, update=update, act=act)

@@ -49,6 +49,23 @@ def softmax_weights(values: chex.Array, temperature: chex.Array) -> chex.Array:
     return values.shape[0] * jax.nn.softmax(values / temperature, axis=0)
 
 
+def expected(weights: chex.Array, x: chex.Array) -> chex.Array:
+    """Σ_k weights_k x_k over the first axis, (K, …) -> (…); x may be anything where its weight is 0."""
+    return (weights * jnp.where(weights > 0, x, 0.0)).sum(axis=0)
+
+
+def least_squares(x: chex.Array, y: chex.Array, weights: chex.Array, axis: int) -> chex.Array:
+    """The m that minimises Σ weights (x - m y)² over an axis; 0 where y hardly differs from 0 (1e-6 is added below)."""
+    x, y = (jnp.where(weights > 0, each, 0.0) for each in (x, y))
+    return (weights * x * y).sum(axis=axis) / ((weights * jnp.square(y)).sum(axis=axis) + 1e-6)
+
+
+def covariance_ratio(x: chex.Array, y: chex.Array, weights: chex.Array) -> chex.Array:
+    """Cov(x, y) / Var y over the first axis under weights that sum to 1, (K, …) -> (…)."""
+    x, y = (each - expected(weights, each) for each in (x, y))
+    return least_squares(x, y, weights, axis=0)
+
+
 def quantile_huber(
     quantiles: chex.Array, targets: chex.Array, fractions: chex.Array, kappa: chex.Array, of_targets: bool = False
 ) -> chex.Array:

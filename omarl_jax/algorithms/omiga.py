@@ -28,40 +28,23 @@ import jax.numpy as jnp
 
 from omarl_jax import networks
 from omarl_jax.algorithms._checks import check_value_learner, require_positive
+from omarl_jax.algorithms._local_values import LocalValuesConfig, local_algorithm
 from omarl_jax.algorithms._losses import team_td_target
 from omarl_jax.algorithms._steps import per_agent, soft_update, together
-from omarl_jax.networks import InputNorm, Net, Sharing
-from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, View, config
+from omarl_jax.networks import Net
+from omarl_jax.types import Algorithm, Context, Metrics, Needs, TaskSpec, Transition, config
 
 
 @config
-class Config:
+class Config(LocalValuesConfig):
     """Hyperparameters of OMIGA; the defaults are the published ones of all tasks."""
 
-    lr: float = 5e-4
-    """Adam's learning rate, of all networks."""
     alpha: float = 10.0
     """α, the weight of the divergence from the behaviour, in units of the reward."""
-    gamma: float = 0.99
-    """Discount."""
-    tau: float = 0.005
-    """Soft update of the targets."""
-    grad_clip: float = 1.0
-    """Largest norm of a gradient."""
     global_weights: bool = True
     """Whether the mixer's weights enter the local problems."""
     published_rewards: bool = False
     """Learn from returns to go as if they were rewards, as the published code does on SMAC."""
-    batch_size: int = 128
-    """Transitions a batch."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers."""
-    mixer_hidden: int = 64
-    """Width of the mixer's hidden layer."""
-    input_norm: InputNorm = "none"
-    """Normalisation of the networks' inputs."""
-    sharing: Sharing = "shared"
-    """Whether agents have parameters of their own, or share one set and see their number."""
 
 
 class State(NamedTuple):
@@ -138,13 +121,5 @@ def omiga(config: Config, spec: TaskSpec) -> Algorithm:
         )
         return state, metrics | q_metrics | v_metrics
 
-    def act(net: Net, view: View, carry: Any, key: chex.PRNGKey, explore: bool = False) -> tuple[chex.Array, Any]:
-        pi, carry = policy.act(net, view.obs, view.action_mask)
-        return pi.sample(key) if explore else pi.mode(), carry
-
-    def values(state: State, batch: Transition) -> chex.Array:
-        q_params, mixer_params = state.q
-        return mixer(mixer_params, batch.state, q(q_params, batch.obs, batch.actions)[0])[None]
-
     needs = Needs(config.batch_size, state=True, returns_to_go=config.published_rewards)
-    return Algorithm(init, update, act, needs, explores=True, values=values)
+    return local_algorithm(policy, q, mixer, init, update, needs, lambda state: state.q)

@@ -118,7 +118,7 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
             nonlocal work
             progress.start_task(bars[group])
             rate = "" if math.isnan(now.updates_per_second) else f"{now.updates_per_second:,.0f} updates/s"
-            score = "" if math.isnan(now.value) else f"{now.unit} {now.value:.1f}"
+            score = now.part if math.isnan(now.value) else f"{now.unit} {now.value:.1f}"
             progress.update(bars[group], completed=now.updates, rate=rate, score=score)
             made, updates[group] = (now.updates - updates[group]) * len(groups[group]), now.updates
             if math.isnan(now.updates_per_second):  # it was done before, and says nothing of the time left

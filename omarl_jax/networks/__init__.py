@@ -27,7 +27,7 @@ from omarl_jax.networks.critics import (
     state_values,
     take_action,
 )
-from omarl_jax.networks.mixers import LinearMixer, linear_mixer, mix
+from omarl_jax.networks.mixers import LinearMixer, MixerKind, SquareMixer, linear_mixer, mix, square_mixer
 from omarl_jax.networks.normalisation import InputNorm, Net, Norm
 from omarl_jax.networks.policies import (
     Categorical,
@@ -47,10 +47,12 @@ __all__ = [
     "CriticView",
     "InputNorm",
     "LinearMixer",
+    "MixerKind",
     "Net",
     "Norm",
     "Policy",
     "Sharing",
+    "SquareMixer",
     "StateValues",
     "TanhGaussian",
     "action_values",
@@ -65,6 +67,7 @@ __all__ = [
     "q_network",
     "real_actions",
     "scale_logits",
+    "square_mixer",
     "state_values",
     "stochastic_policy",
     "sum_over_actions",

@@ -82,6 +82,11 @@ class OfObservations:
         stats = Norm(obs, jnp.ones_like(obs)) if self.input_norm == "batch" else None
         return Net(self._init(key, obs), stats)
 
+    def fits(self, net: Any) -> bool:
+        """Whether parameters and statistics are of this network, by their names and shapes."""
+        shapes = [jax.tree.map(jnp.shape, one) for one in (net, jax.eval_shape(self.init, jax.random.key(0)))]
+        return shapes[0] == shapes[1]
+
     def observe(self, net: Net, *passes: chex.Array) -> Net:
         """Moves the running statistics of batch normalisation, one step for each pass of observations (…, N, O)."""
         return net if net.stats is None else net._replace(stats=running_statistics(net.stats, *passes))

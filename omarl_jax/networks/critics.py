@@ -242,19 +242,20 @@ class DiscreteCritic:
         return self.network.init(key).params
 
     def __call__(self, params: Any, obs: chex.Array, actions: chex.Array) -> chex.Array:
-        """Values (1, B, N) of actions (B, N) in observations (B, N, O)."""
+        """Values (1, …, B, N) of actions (…, B, N) in observations (B, N, O)."""
         return take_action(self.network(params, obs), actions)[None, ..., 0]
 
 
 def q_network(
     spec: TaskSpec, hidden: tuple[int, ...], input_norm: InputNorm, sharing: Sharing = "separate"
 ) -> Critic | DiscreteCritic:
-    """One critic of each agent for whatever actions the task has: (params, obs, actions) -> (1, B, N)."""
+    """One critic of each agent for whatever actions the task has: (params, obs, actions) -> (1, …, B, N)."""
     if spec.kind == "discrete":
         return DiscreteCritic(action_values(spec, hidden, input_norm, sharing))
     return critic(spec, hidden, input_norm, sharing, heads=1)
 
 
 def take_action(values: chex.Array, actions: chex.Array) -> chex.Array:
-    """The values (…, Q, A) of actions (…), (…, Q)."""
+    """The values (…, Q, A) of actions (…), (…, Q); actions may have further axes before those of the values."""
+    values = values.reshape(*[1] * (actions.ndim + 2 - values.ndim), *values.shape)
     return jnp.take_along_axis(values, actions[..., None, None], axis=-1)[..., 0]

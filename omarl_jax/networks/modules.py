@@ -54,15 +54,18 @@ class Dense(nn.Module):
 
     features: int
     kernel_bound: float | None = None  # None: PyTorch's default
+    bias_bound: float | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
         """(…, I) -> (…, features)."""
         inputs = x.shape[-1]
-        weights = torch_uniform(inputs) if self.kernel_bound is None else uniform(self.kernel_bound)
+        weights, biases = (
+            torch_uniform(inputs) if bound is None else uniform(bound) for bound in (self.kernel_bound, self.bias_bound)
+        )
         kernel = self.param("kernel", weights, (inputs, self.features))
         # `custom_vjp` rejects NumPy arrays, which loaded policies contain; multiplying by 1.0 converts them.
-        return _product(x, 1.0 * kernel) + self.param("bias", torch_uniform(inputs), (self.features,))
+        return _product(x, 1.0 * kernel) + self.param("bias", biases, (self.features,))
 
 
 class Affine(nn.Module):
@@ -179,3 +182,17 @@ class LinearMixing(nn.Module):
         """(B, S) -> w (B, N), b (B, 1)."""
         x = nn.relu(Dense(self.hidden, name="layer_0")(state))
         return jnp.abs(Dense(self.n, name="weights")(x)), Dense(1, name="bias")(x)
+
+
+class SquareMixing(nn.Module):
+    """N x N weights of any sign and N biases that start at 0, from the global state."""
+
+    hidden: int
+    n: int
+
+    @nn.compact
+    def __call__(self, state: chex.Array) -> tuple[chex.Array, chex.Array]:
+        """(B, S) -> w (B, N, N), b (B, N)."""
+        x = nn.relu(Dense(self.hidden, name="layer_0")(state))
+        w = Dense(self.n * self.n, name="weights")(x)
+        return w.reshape(*w.shape[:-1], self.n, self.n), Dense(self.n, 0.0, 0.0, name="bias")(x)

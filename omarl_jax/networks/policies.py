@@ -30,13 +30,24 @@ class Distribution(Protocol):
     def mode(self) -> chex.Array:
         """What acting greedily takes: tanh of the Gaussian's mean, or the most likely legal action."""
 
+    def kl(self, other: Any) -> chex.Array:
+        """KL(self || other), (…, N), of a distribution of the same kind."""
+
+    def support(self, key: chex.PRNGKey, samples: int) -> tuple[chex.Array, chex.Array]:
+        """Actions (K, …, N, A) or (K, …, N) and weights (K, …, N) whose sums over K are expectations.
+
+        These are all discrete actions with their probabilities, or so many samples, all with the weight 1/K. Gradients
+        flow through either.
+        """
+
 
 class TanhGaussian:
     """A Gaussian squashed by tanh, for actions (…, N, A). Entries that an agent does not have count for nothing."""
 
     def __init__(self, mean: chex.Array, log_std: chex.Array, spec: TaskSpec):
         self._mean, self._spec = mean, spec
-        self._entries = distrax.Transformed(distrax.Normal(mean, jnp.exp(log_std)), distrax.Tanh())
+        self._normal = distrax.Normal(mean, jnp.exp(log_std))
+        self._entries = distrax.Transformed(self._normal, distrax.Tanh())
 
     def log_prob(self, actions: chex.Array) -> chex.Array:
         """(…, N); actions of exactly ±1 count as ±(1 - 1e-6)."""
@@ -50,6 +61,15 @@ class TanhGaussian:
     def mode(self) -> chex.Array:
         """tanh of the mean, (…, N, A)."""
         return agents.without_padding(jnp.tanh(self._mean), self._spec)
+
+    def kl(self, other: "TanhGaussian") -> chex.Array:
+        """(…, N), exact: tanh changes both densities alike."""
+        return agents.sum_over_actions(self._normal.kl_divergence(other._normal), self._spec)
+
+    def support(self, key: chex.PRNGKey, samples: int) -> tuple[chex.Array, chex.Array]:
+        """Samples (K, …, N, A), each with the weight 1/K."""
+        actions = agents.without_padding(self._entries.sample(seed=key, sample_shape=(samples,)), self._spec)
+        return actions, jnp.full(actions.shape[:-1], 1.0 / samples)
 
 
 class Categorical:
@@ -69,6 +89,17 @@ class Categorical:
     def mode(self) -> chex.Array:
         """(…, N) int32."""
         return self._distribution.mode().astype(jnp.int32)
+
+    def kl(self, other: "Categorical") -> chex.Array:
+        """(…, N), over the actions that are legal in both."""
+        return self._distribution.kl_divergence(other._distribution)
+
+    def support(self, key: chex.PRNGKey, samples: int) -> tuple[chex.Array, chex.Array]:
+        """All actions (A, …, N) with their probabilities, those of illegal ones 0; nothing is drawn."""
+        probabilities = jnp.moveaxis(self._distribution.probs, -1, 0)
+        numbers = jnp.arange(len(probabilities), dtype=jnp.int32)
+        numbers = numbers.reshape(-1, *[1] * (probabilities.ndim - 1))
+        return jnp.broadcast_to(numbers, probabilities.shape), probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +125,25 @@ class Policy(OfObservations):
         Returns:
             actions (…, N, A), or a distribution over them.
         """
+        return self.of_outputs(self.outputs(params, obs), mask)
+
+    def outputs(self, params: Any, obs: chex.Array) -> chex.Array:
+        """What `of_outputs` makes actions or distributions of, (…, N, X), in an update; obs as in a call."""
         x = self._in_update(obs)
         if not self.memory:
-            return self._head(self.agents.apply(params, x), mask)
+            return self.agents.apply(params, x)
         steps = jnp.moveaxis(x, 1, 0)  # (T, B, N, O)
         _, outputs = jax.lax.scan(lambda carry, x: self.agents.apply(params, carry, x), self.start(len(obs)), steps)
-        return self._head(jnp.moveaxis(outputs, 0, 1), mask)
+        return jnp.moveaxis(outputs, 0, 1)
+
+    def of_outputs(self, x: chex.Array, mask: Any = None) -> Any:
+        """Actions, or a distribution, from the last layer (…, N, X): before the tanh, mean and log std, or logits."""
+        if self.kind == "deterministic":
+            return agents.without_padding(jnp.tanh(x), self.spec)
+        if self.kind == "gaussian":
+            mean, log_std = jnp.split(x, 2, axis=-1)
+            return TanhGaussian(jnp.clip(mean, -_LARGEST_MEAN, _LARGEST_MEAN), jnp.clip(log_std, *_LOG_STD), self.spec)
+        return Categorical(agents.illegal_to_minus_infinity(x, agents.real_actions(self.spec)), mask)
 
     def act(self, net: Net, obs: chex.Array, mask: Any = None, carry: Any = ()) -> tuple[Any, Any]:
         """The policy when it acts: batch normalisation takes the running statistics.
@@ -115,9 +159,9 @@ class Policy(OfObservations):
         """
         x = self._in_play(net, obs)
         if not self.memory:
-            return self._head(self.agents.apply(net.params, x), mask), carry
+            return self.of_outputs(self.agents.apply(net.params, x), mask), carry
         carry, outputs = self.agents.apply(net.params, carry, x)
-        return self._head(outputs, mask), carry
+        return self.of_outputs(outputs, mask), carry
 
     def start(self, *shape: int) -> Any:
         """The carry (*shape, N, memory) of policies that remember nothing yet; () for policies without memory."""
@@ -125,14 +169,6 @@ class Policy(OfObservations):
 
     def _init(self, key: chex.PRNGKey, obs: chex.Array) -> Any:
         return self.agents.init(key, self.start(), obs) if self.memory else self.agents.init(key, obs)
-
-    def _head(self, x: chex.Array, mask: Any) -> Any:
-        if self.kind == "deterministic":
-            return agents.without_padding(jnp.tanh(x), self.spec)
-        if self.kind == "gaussian":
-            mean, log_std = jnp.split(x, 2, axis=-1)
-            return TanhGaussian(jnp.clip(mean, -_LARGEST_MEAN, _LARGEST_MEAN), jnp.clip(log_std, *_LOG_STD), self.spec)
-        return Categorical(agents.illegal_to_minus_infinity(x, agents.real_actions(self.spec)), mask)
 
 
 def deterministic_policy(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax.algorithms import Method, find, methods
+from omarl_jax.algorithms import Method, find, methods, untrained
 from omarl_jax.errors import UserError
 from omarl_jax.types import Algorithm, Context, Stats, Transition
 
@@ -49,6 +49,11 @@ def make(name: str, spec: TaskSpec | None = None, **overrides: Any) -> tuple[Any
     return config, method.make(config, spec)
 
 
+def context(algorithm: Algorithm, spec: TaskSpec, stats: Stats | None = None) -> Context:
+    """What a method starts with: frozen parts as they are before training, and these statistics or none."""
+    return Context(stats or Stats.unknown(spec), parts=untrained(algorithm.needs.parts, spec))
+
+
 @functools.cache
 def step(name: str, spec: TaskSpec = SPEC) -> Callable[..., tuple[Any, Any]]:
     """One update, (config, state, batch, key) -> state, metrics, compiled once for all float hyperparameters."""
@@ -58,7 +63,7 @@ def step(name: str, spec: TaskSpec = SPEC) -> Callable[..., tuple[Any, Any]]:
 def started(name: str, config: Any, spec: TaskSpec = SPEC) -> Any:
     """A state after a few updates, so that targets and statistics are no longer as in the beginning."""
     method = METHODS[name].make(config, spec)
-    state = method.init(jax.random.key(7), Context(Stats.unknown(spec)))
+    state = method.init(jax.random.key(7), context(method, spec))
     for i in range(3):
         one = batch(100 + i, config.batch_size, spec, method.needs.length)
         state, _ = step(name, spec)(config, state, one, jax.random.key(i))

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from omarl_envs.spec import TaskSpec
-from problems import METHODS, float64, of
+from problems import METHODS, context, float64, of
 
 from omarl_jax.networks import Norm
-from omarl_jax.types import Context, Stats, Transition
+from omarl_jax.types import Stats, Transition
 
 # --- What the learned state looks like ---
 
@@ -120,7 +120,8 @@ def subject(name: str, config: Any, spec: TaskSpec, stats: Stats) -> tuple[Any, 
     def noisy(tree: Any) -> Any:
         return jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape), tree)
 
-    state = METHODS[name].make(config, spec).init(jax.random.key(0), Context(stats))
+    method = METHODS[name].make(config, spec)
+    state = method.init(jax.random.key(0), context(method, spec, stats))
     nets = _networks(state)
     others = {"critic", "target_critic", "target_policy"}.intersection(nets._fields)
     nets = nets._replace(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CONTINUOUS, DISCRETE_SPEC, METHODS, SPEC, N, O, batch, make
+from problems import CONTINUOUS, DISCRETE_SPEC, METHODS, SPEC, N, O, batch, context, make
 
 from omarl_jax.types import Context, Stats, View
 
@@ -27,7 +27,7 @@ def test_statistics_of_the_data_standardise_whatever_a_method_sees(name: str) ->
         return (obs - STATS.obs_mean) / STATS.obs_std
 
     other = one._replace(obs=scaled(one.obs), next_obs=scaled(one.next_obs))
-    state, expected = (m.init(key, Context(STATS)) for m in (method, plain))
+    state, expected = (m.init(key, context(m, spec, STATS)) for m in (method, plain))
     state, metrics = jax.jit(method.update)(state, one, key)
     expected, same = jax.jit(plain.update)(expected, other, key)
 

@@ -12,6 +12,7 @@ from omarl_envs import make
 from omarl_envs.spec import TaskSpec
 from problems import float64, jit
 from reference import Adam, tanh_gaussian_log_prob
+from shared_networks import mixing, of_agents, q_values
 
 from omarl_jax.algorithms import find
 from omarl_jax.types import Context, Stats, Transition, View
@@ -41,33 +42,6 @@ def transitions(kind: str, seed: int) -> Transition:
         next_state=rng.normal(size=(ROWS, 4)),
         returns_to_go=rng.normal(size=(ROWS, N)),
     )
-
-
-def mlp(params: Any, x: np.ndarray) -> np.ndarray:
-    layers = [params[f"layer_{i}"] for i in range(sum(name.startswith("layer") for name in params))]
-    for i, layer in enumerate(layers):
-        x = (np.maximum(x, 0) if i else x) @ layer["kernel"] + layer["bias"]
-    return x
-
-
-def of_agents(params: Any, *inputs: np.ndarray) -> np.ndarray:
-    """One network for all agents, which see their one-hot number last: (B, N, …) -> (B, N, outputs)."""
-    ids = np.broadcast_to(np.eye(N), (*inputs[0].shape[:2], N))
-    return mlp(params, np.concatenate([*inputs, ids], axis=-1))
-
-
-def q_values(params: Any, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    if actions.ndim == 2:
-        return np.take_along_axis(of_agents(params, obs), actions[..., None], axis=-1)[..., 0]
-    first_head = jax.tree.map(lambda x: x[0], params)
-    return of_agents(first_head, obs, actions)[..., 0]
-
-
-def mixing(params: Any, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """w (B, N) and b (B,). The absolute value is written so that imaginary steps pass it."""
-    hidden = np.maximum(state @ params["layer_0"]["kernel"] + params["layer_0"]["bias"], 0)
-    w, b = (hidden @ params[name]["kernel"] + params[name]["bias"] for name in ("weights", "bias"))
-    return w * np.sign(w.real), b[:, 0]
 
 
 def losses(config: Any, nets: dict[str, Any], batch: Transition) -> dict[str, Callable[[], Any]]:

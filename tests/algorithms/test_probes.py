@@ -14,7 +14,7 @@ import pytest
 from omarl_envs.spec import TaskSpec
 from problems import CONTINUOUS, DISCRETE, DISCRETE_SPEC, METHODS, SPEC, A, N, O, jit, make
 
-from omarl_jax.types import Context, Needs, Stats, Transition, View
+from omarl_jax.types import Algorithm, Context, Needs, Stats, Transition, View
 
 GAMMA, ROWS, UPDATES = 0.5, 512, 400
 SIGNS = np.array([[1, -1], [-1, 1]])  # (N, A)
@@ -31,6 +31,8 @@ HYPERPARAMETERS = {
 }
 OF_METHODS: dict[str, dict[str, Any]] = {
     "omiga": {"alpha": 0.3},  # of the size of the rewards
+    # Its behaviour, which is nearly uniform, hardly needs to be learned; rewards are worth a large divergence.
+    "omcda": {"behaviour_updates": 100, "d_tot": 3.0, "alpha": 0.3, "alpha_rate": 30.0},
     "bc": {"window": 4},
     # The penalty on each quantile is as strong as the loss of all of them together.
     "ciqr": {"cql_alpha": 0.03},
@@ -171,19 +173,29 @@ def learned(name: str, spec: TaskSpec, overrides: dict[str, Any]) -> Learned:
     return _learned(name, spec, tuple(overrides.items()))
 
 
+def trained(algorithm: Algorithm, spec: TaskSpec, data: Transition, key: jax.Array, updates: int) -> tuple[Any, Any]:
+    """A method's state after learning on a problem, with its parts trained before; and the metrics of each update."""
+    parts = {}
+    for name, part in algorithm.needs.parts.items():
+        method = METHODS[part.algorithm]
+        learner = method.make(method.configure(spec, part.hyperparameters), spec)
+        parts[name] = trained(learner, spec, data, key, part.updates)[0].policy
+    stats = Stats(data.obs.mean(axis=0), jnp.maximum(data.obs.std(axis=0), 1e-3))
+
+    def update(state: Any, key: jax.Array) -> tuple[Any, Any]:
+        return algorithm.update(state, drawn(data, algorithm.needs, key), key)
+
+    start = algorithm.init(key, Context(stats, updates, parts))
+    return jax.lax.scan(update, start, jax.random.split(key, updates))
+
+
 @functools.cache
 def _learned(name: str, spec: TaskSpec, overrides: tuple[tuple[str, Any], ...]) -> Learned:
     config, algorithm = make(name, spec, **(HYPERPARAMETERS | OF_METHODS.get(name, {}) | dict(overrides)))
     data = jax.tree.map(lambda *xs: jnp.stack(xs), *DATA[spec].values())
 
     def learn(data: Transition, key: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
-        stats = Stats(data.obs.mean(axis=0), jnp.maximum(data.obs.std(axis=0), 1e-3))
-
-        def update(state: Any, key: jax.Array) -> tuple[Any, Any]:
-            return algorithm.update(state, drawn(data, algorithm.needs, key), key)
-
-        start = algorithm.init(key, Context(stats))
-        state, metrics = jax.lax.scan(update, start, jax.random.split(key, UPDATES))
+        state, metrics = trained(algorithm, spec, data, key, UPDATES)
         act = jax.vmap(lambda view: algorithm.act(state.policy, view, algorithm.carry, key)[0])
         actions = act(View(data.obs, data.action_mask))
         values = None if algorithm.values is None else algorithm.values(state, data)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs.spec import TaskSpec
-from problems import CONTINUOUS, DISCRETE, DISCRETE_SPEC, METHODS, SPEC, A, N, O, batch, make, started, step
+from problems import CONTINUOUS, DISCRETE, DISCRETE_SPEC, METHODS, SPEC, A, N, O, batch, context, make, started, step
 from reference import tanh_gaussian_log_prob
 
 from omarl_jax import networks
 from omarl_jax.algorithms import _losses, cql
 from omarl_jax.networks.agents import Agents
 from omarl_jax.networks.modules import MLP
-from omarl_jax.types import Context, Stats, View
+from omarl_jax.types import View
 
 KINDS = [(SPEC, name) for name in CONTINUOUS] + [(DISCRETE_SPEC, name) for name in DISCRETE]
 SHARED = [
@@ -34,7 +34,8 @@ def policy_of(state: Any) -> Any:
 
 
 def fresh(name: str, config: Any, spec: TaskSpec) -> Any:
-    return METHODS[name].make(config, spec).init(jax.random.key(7), Context(Stats.unknown(spec)))
+    method = METHODS[name].make(config, spec)
+    return method.init(jax.random.key(7), context(method, spec))
 
 
 # --- One set of parameters ---
