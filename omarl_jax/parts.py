@@ -145,7 +145,7 @@ def _train(
 
     best = jax.tree.map(np.array, [trainer.policy(run) for run in range(len(learners))])
     found = {"metric": np.full(len(learners), np.inf), "updates": np.zeros(len(learners), np.int32)}
-    stale = np.zeros(1, np.int32)
+    stale = np.zeros(len(learners), np.int32)  # measurements since the best one
     with contextlib.ExitStack() as opened:
         checkpoints = None
         if folder is not None:
@@ -154,20 +154,21 @@ def _train(
                 (runs, best, found, stale), updates = saved
                 trainer.resume(runs, updates)
         for end in (end for end in chunk_ends(part.updates, CHECKS) if end > trainer.updates):
-            if stale[0] >= PATIENCE:
+            going = stale < PATIENCE  # each for itself, whatever its neighbours do
+            if not going.any():
                 break
             trainer.advance(end - trainer.updates)
             if (trainer.diverged_at >= 0).any():
                 raise UserError(f"The {name} policy, which '{part.algorithm}' trains before, diverged.")
             metric = measure(trainer)
-            better = metric < found["metric"]
+            better = going & (metric < found["metric"])
             for run in np.flatnonzero(better):
                 best[run] = trainer.policy(int(run))
             found = {
                 "metric": np.where(better, metric, found["metric"]),
                 "updates": np.where(better, end, found["updates"]).astype(np.int32),
             }
-            stale = np.where(better.any(), 0, stale + 1).astype(np.int32)
+            stale = np.where(better, 0, stale + 1).astype(np.int32)
             if checkpoints is not None:
                 checkpoints.save(end, (trainer.runs, best, found, stale))
             report(name, end)

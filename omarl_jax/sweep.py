@@ -33,6 +33,7 @@ from omarl_jax.datasets.catalogue import QUALITIES, load_datasets
 from omarl_jax.errors import UserError
 from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
+from omarl_jax.parts import train_parts
 from omarl_jax.placement import Placement
 from omarl_jax.runs import Run, RunFolder, environment_record
 from omarl_jax.schemas import GroupState, Placed, RunRecord, read, to_json
@@ -193,16 +194,13 @@ def _train_group(
     folder = _group_folder(runs, out)
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
     placement, origin = _start(folder, runs, settings, hashes, grid.side_by_side)
-    trainer = Trainer(
-        algorithms.find(first.algorithm),
-        [run.config for run in runs],
-        [run.seed for run in runs],
-        datasets,
-        data_of,
-        env,
-        placement,
-        first.updates,
-    )
+    method, configs, seeds = algorithms.find(first.algorithm), [run.config for run in runs], [run.seed for run in runs]
+
+    def of_part(name: str, updates: int) -> None:
+        report(Progress(0, part=f"{name} policy, {updates:,} updates"))
+
+    parts = train_parts(method, configs, seeds, datasets, data_of, out / "parts", of_part)
+    trainer = Trainer(method, configs, seeds, datasets, data_of, env, placement, first.updates, parts)
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
         if (saved := checkpoints.restore(trainer.runs)) is not None:

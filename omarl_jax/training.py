@@ -165,8 +165,8 @@ class Trainer:
         return self.placement.run_all(self._evaluations[episodes], self.n_runs, players, jnp.int32(self.updates))
 
     def policy(self, run: int) -> Any:
-        """The policy of one run, on the host."""
-        return fetch(jax.tree.map(lambda x: x[run], self.runs.state.policy))
+        """A copy of the policy of one run, on the host."""
+        return jax.tree.map(lambda x: np.array(x[run]), self.runs.state.policy)
 
     @property
     def diverged_at(self) -> np.ndarray:
