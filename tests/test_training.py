@@ -338,7 +338,8 @@ def noter(trained, spec):
     def update(state, batch, key):
         keys = state.keys.at[1 + state.updates].set(jax.random.key_data(key))
         batches = state.batches.at[state.updates].set(batch.obs[:, 0, 0])
-        return Noted(state.policy + trained.lr, state.updates + 1, keys, batches), {"value": state.updates + trained.lr}
+        metrics = {"value": state.updates + trained.lr, "values": jnp.stack([state.updates * trained.lr, trained.lr])}
+        return Noted(state.policy + trained.lr, state.updates + 1, keys, batches), metrics
 
     def act(policy, view, carry, key, explore=False):
         return jnp.full((1, 1), policy), carry
@@ -359,7 +360,9 @@ def noting(placement, seeds):
 def test_each_run_has_its_own_metrics_policy_and_returns(placement):
     """Two at a time, one of them split in time with an update left over, and all side by side."""
     lrs, learning = np.array([0.25, 0.5, 1.0]), noting(placement, [0, 1, 2])
-    np.testing.assert_allclose(learning.advance(5)["value"], (0 + 1 + 2 + 3 + 4) / 5 + lrs)
+    metrics = learning.advance(5)
+    np.testing.assert_allclose(metrics["value"], (0 + 1 + 2 + 3 + 4) / 5 + lrs)
+    np.testing.assert_allclose(metrics["values"], np.stack([2 * lrs, lrs], axis=1))
     np.testing.assert_allclose(learning.advance(2)["value"], (5 + 6) / 2 + lrs)
     np.testing.assert_allclose([learning.policy(run) for run in range(3)], 7 * lrs)
     played = learning.evaluate(2)

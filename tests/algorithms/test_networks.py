@@ -180,6 +180,34 @@ def test_mixer_in_numpy() -> None:
     np.testing.assert_allclose(networks.mix(w, b, values), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["hyper", "identity", "stochastic"])
+def test_square_mixer_in_numpy(kind: networks.MixerKind) -> None:
+    """Weights are never negative, and biases are 0 at the start."""
+    mixer, alpha = networks.square_mixer(SPEC, 8, kind), np.array([0.5, 4.0])
+    params, state = mixer.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (50, N * O))
+    values = np.asarray(jax.random.normal(jax.random.key(2), (50, N)))
+    w, b = mixer.weights(params, state, jnp.asarray(alpha))
+    np.testing.assert_array_equal(b, np.zeros((50, N)))
+    assert (np.asarray(w) >= 0).all()
+    expected = values
+    if kind == "identity":
+        assert jax.tree.leaves(params) == []
+    else:
+        layers = float64(params)
+        hidden = np.maximum(np.asarray(state) @ layers["layer_0"]["kernel"] + layers["layer_0"]["bias"], 0)
+        raw = (hidden @ layers["weights"]["kernel"] + layers["weights"]["bias"]).reshape(50, N, N)
+        weights = np.abs(raw)
+        if kind == "stochastic":
+            shares = np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+            weights = np.stack([[[s[k, j] * alpha[j] / alpha[k] for j in range(N)] for k in range(N)] for s in shares])
+            np.testing.assert_allclose(np.einsum("k,bkj->bj", alpha, w), np.tile(alpha, (50, 1)), rtol=1e-5)
+        np.testing.assert_allclose(w, weights, rtol=1e-4, atol=1e-6)
+        params["bias"]["bias"] = jnp.arange(1.0, 1 + N)
+        expected = np.einsum("bkj,bj->bk", weights, values) + np.arange(1, 1 + N)
+    found = mixer(params, state, jnp.asarray(alpha), jnp.asarray(values))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_memory_is_carried_through_a_window_as_when_acting() -> None:
     policy = networks.deterministic_policy(SPEC, (), "none", memory=8)
     net = policy.init(jax.random.key(0))
@@ -295,3 +323,60 @@ def test_categorical_distribution_over_the_legal_actions() -> None:
     drawn = jax.vmap(found.sample)(jax.random.split(jax.random.key(0), 4000))
     shares = np.array([np.bincount(drawn[:, i], minlength=3) / 4000 for i in range(2)])
     np.testing.assert_allclose(shares, probabilities, atol=0.03)
+
+
+def test_divergence_of_squashed_gaussians_is_an_integral() -> None:
+    """By quadrature over the actions themselves, after the tanh, for one entry of an agent."""
+    (mean, other_mean), (log_std, other_log_std) = (0.3, -0.2), (-0.5, 0.1)
+    actions = np.tanh(np.linspace(-8, 8, 20_001))
+    pi, other = (
+        gaussian(np.full((1, 1), m), np.full((1, 1), s)) for m, s in ((mean, log_std), (other_mean, other_log_std))
+    )
+    log_pi, log_other = (
+        tanh_gaussian_log_prob(np.tile([[m, s]], (len(actions), 1)), actions[:, None])
+        for m, s in ((mean, log_std), (other_mean, other_log_std))
+    )
+    expected = np.trapezoid(np.exp(log_pi) * (log_pi - log_other), actions)
+    np.testing.assert_allclose(pi.kl(other), [expected], rtol=1e-3)
+    np.testing.assert_allclose(pi.kl(pi), [0.0], atol=1e-6)
+
+
+def test_divergence_counts_the_entries_and_actions_that_agents_have() -> None:
+    rng = np.random.default_rng(0)
+    mixed = dataclasses.replace(SPEC, action_dims=(2, 1))
+    mean, log_std = jnp.float32(rng.normal(size=(2, 2, 5, N, A)))
+    pi, other = (networks.TanhGaussian(m, s, mixed) for m, s in zip(mean, log_std, strict=True))
+    alone, other_alone = (gaussian(m[..., 1:, :1], s[..., 1:, :1]) for m, s in zip(mean, log_std, strict=True))
+    np.testing.assert_allclose(pi.kl(other)[:, 1:], alone.kl(other_alone), rtol=1e-5)
+    p, q = np.array([[0.0, 0.6, 0.4], [0.1, 0.8, 0.1]]), np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+    legal = jnp.array([[False, True, True], [True, True, True]])
+    found, others = (networks.Categorical(jnp.log(jnp.float32(x + (x == 0))), legal) for x in (p, q))
+    q = np.array([[0.0, 0.6, 0.4], [0.2, 0.2, 0.6]])
+    expected = [0.0, sum(x * np.log(x / y) for x, y in zip(p[1], q[1], strict=True))]
+    np.testing.assert_allclose(found.kl(others), expected, rtol=1e-5, atol=1e-6)
+    slopes = jax.grad(lambda x: networks.Categorical(x, legal).kl(others).sum())(jnp.log(jnp.float32(p + (p == 0))))
+    np.testing.assert_allclose(slopes[0], np.zeros(3), atol=1e-6)  # not NaN, where an action is illegal
+
+
+def test_expectations_are_sums_over_the_support() -> None:
+    p = jnp.array([[0.0, 0.6, 0.4], [0.1, 0.8, 0.1]])
+    legal = jnp.array([[False, True, True], [True, True, True]])
+    actions, weights = networks.Categorical(jnp.log(p), legal).support(jax.random.key(0), 7)
+    np.testing.assert_array_equal(actions, [[0, 0], [1, 1], [2, 2]])
+    np.testing.assert_allclose(weights, p.T, rtol=1e-6)
+    mean, log_std = np.full((1, N, A), 0.4), np.full((1, N, A), -1.0)
+    actions, weights = gaussian(mean, log_std).support(jax.random.key(0), 50_000)
+    assert (actions.shape, weights.shape) == ((50_000, 1, N, A), (50_000, 1, N))
+    np.testing.assert_allclose(weights.sum(axis=0), 1.0, rtol=1e-4)
+    u = np.arctanh(np.asarray(actions, np.float64))
+    np.testing.assert_allclose((u.mean(), u.std()), (0.4, np.exp(-1)), rtol=0.02)
+
+
+def test_gradients_flow_through_samples() -> None:
+    """Of E tanh(u)² by the mean of u, against a difference."""
+
+    def square(mean: Any) -> jax.Array:
+        samples, _ = gaussian(mean * jnp.ones((1, N, A)), np.full((1, N, A), -1.0)).support(jax.random.key(1), 50_000)
+        return jnp.square(samples).mean()
+
+    np.testing.assert_allclose(jax.grad(square)(0.4), (square(0.41) - square(0.39)) / 0.02, rtol=0.01)
