@@ -93,7 +93,7 @@ def test_a_part_that_diverges_is_named(dataset):
 def test_parts_before_training_are_templates_of_those_after(dataset):
     made = METHOD.configure(dataset.spec, SMALL | {"input_norm": "dataset"})
     fresh = algorithms.untrained(METHOD.make(made, dataset.spec).needs.parts, dataset.spec)
-    parts = trained_parts(METHOD, [made], [0], dataset)
+    parts = train_parts(METHOD, [made], [0], [dataset], [0])
     assert jax.tree.map(lambda x: x.shape[1:], parts) == jax.tree.map(jnp.shape, fresh)
 
 
