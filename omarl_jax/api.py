@@ -1,8 +1,10 @@
 """Training in a script: one call, many runs."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -73,6 +75,16 @@ class Result:
         export.save_policy(path, trainer.method.name, self.configs[run], trainer.spec, policy, metadata)
 
 
+def _show(text: str, end: str = "") -> None:
+    """Writes over one line, in terminals and notebooks; elsewhere nothing."""
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        print(f"\r{text:<79}", end=end, file=sys.stderr, flush=True)
+
+
+def _show_part(shown: str, name: str, updates: int) -> None:
+    _show(f"{shown}{name} policy, {updates:,} updates")
+
+
 def train(
     algorithm: str,
     dataset: Dataset,
@@ -86,9 +98,9 @@ def train(
 ) -> Result:
     """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
 
-    `omarl train` with the same arguments gives the same numbers. A run that diverges stops alone, with a warning. On
-    accelerators, matrices are multiplied with the precision of `jax_default_matmul_precision`, which the command line
-    sets to float32.
+    `omarl train` with the same arguments gives the same numbers. A run that diverges stops alone, with a warning. In
+    terminals and notebooks one line tells how far it is. On accelerators, matrices are multiplied with the precision of
+    `jax_default_matmul_precision`, which the command line sets to float32.
 
     Args:
         algorithm: the name of the method or variant.
@@ -128,6 +140,7 @@ def train(
     if env is not None:
         validate_task(env.task_spec, dataset.spec, "The environment")
 
+    shown = f"{algorithm}, {len(configs)} runs: "
     groups: dict[Any, list[int]] = {}
     for run, config in enumerate(configs):
         groups.setdefault(jax.tree.structure(config), []).append(run)
@@ -137,7 +150,7 @@ def train(
     trainers: dict[int, tuple[Trainer, int]] = {}
     for runs in groups.values():
         own = [configs[run] for run in runs], [run_seeds[run] for run in runs]
-        parts = train_parts(method, *own, [dataset], [0] * len(runs))
+        parts = train_parts(method, *own, [dataset], [0] * len(runs), report=functools.partial(_show_part, shown))
         trainer = Trainer(method, *own, [dataset], [0] * len(runs), env, all_updates=updates, parts=parts)
         for row, chunk in enumerate(fit(trainer, updates, evaluations, episodes)):
             if chunk.returns is not None:
@@ -145,9 +158,11 @@ def train(
             for name, values in chunk.metrics.items():
                 shape = (*returns.shape, *values.shape[1:])
                 metrics.setdefault(name, np.full(shape, np.nan))[row, runs] = values
+            _show(f"{shown}{chunk.updates:,} of {updates:,} updates, {chunk.updates_per_second:,.0f} updates/s")
         diverged_at[runs] = trainer.diverged_at
         trainers |= {run: (trainer, number) for number, run in enumerate(runs)}
 
+    _show(f"{shown}done", end="\n")
     diverged = (diverged_at >= 0) & (diverged_at < np.array(ends)[:, None])
     if diverged.any():
         which = ", ".join(f"{run} at update {at}" for run, at in enumerate(diverged_at) if at >= 0)

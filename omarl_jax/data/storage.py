@@ -4,7 +4,8 @@
     obs.npy, actions.npy one file for each field of `EpisodeStore` that is not None
 
 A directory appears whole or not at all, is opened memory-mapped, and checked when it is read. Nothing is unpickled.
-The metadata may be edited by hand (a reference score, say): the content hash covers the arrays only.
+The content hash covers the arrays only. Whoever edits the metadata by hand (a reference score, say) deletes the entry
+`sha256` of the description, which is its own digest.
 """
 
 import hashlib
