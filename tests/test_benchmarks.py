@@ -1,6 +1,6 @@
 """What the benchmarks compare with computes the right thing, and what they report is so.
 
-Environments agree step for step, OMAR with known answers, OMIGA with ours after an update.
+Environments agree step for step, OMAR with known answers, OMIGA and OMCDA with ours after an update.
 """
 
 import dataclasses
@@ -350,18 +350,88 @@ def test_an_update_of_the_pytorch_omiga_is_an_update_of_ours():
         np.testing.assert_allclose(layer.bias.detach().numpy(), params["bias"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["omar", "omiga", "ciqr"])
+def test_an_update_of_the_pytorch_omcda_is_an_update_of_ours(monkeypatch):
+    """With the same samples for influence, which is measured and allocates in this update."""
+    torch = pytest.importorskip("torch")
+    import torch_omcda
+
+    spec = dataclasses.replace(measuring.OMIGA_SPEC, n_agents=3, obs_dim=5, action_dim=2, state_dim=15)
+    # α so small that some exponents are clipped, and a small limit of gradients
+    ours = {"hidden": (16, 16), "mixer_hidden": 8, "batch_size": 32, "grad_clip": 0.1, "tau": 0.3, "warm_start": 0.0}
+    made = algorithms.find("omcda").configure(spec, ours | {"alpha": 0.005, "alpha_min": 0.001})
+    algorithm, batch = _batch("omcda", spec, made, terminal=(0, 3))
+    batch = batch._replace(rewards=jnp.broadcast_to(batch.rewards[:, :1], batch.rewards.shape))
+    parts = algorithms.untrained(algorithm.needs.parts, spec)
+    start = algorithm.init(jax.random.key(0), Context(Stats.unknown(spec), parts=parts))
+    other = lambda tree, factor: jax.tree.map(lambda x: factor * x, tree)  # noqa: E731
+    start = start._replace(  # everything differs from what it began like
+        policy=other(start.policy, 1.2),
+        log_alpha=start.log_alpha + jnp.array([0.0, 0.5, 1.0]),
+        rewards=start.rewards._replace(
+            target_q=other(start.rewards.target_q, 1.5), target_v=other(start.rewards.target_v, 0.5)
+        ),
+        costs=start.costs._replace(
+            target_q=other(start.costs.target_q, 1.5), target_v=other(start.costs.target_v, 0.5)
+        ),
+    )
+
+    alpha = {"alpha": 0.005, "alpha_bounds": (0.001, 100.0), "warm_start": 0}
+    learner = torch_omcda.Learner(3, 5, 2, torch_omcda.Config(16, 8, 32, tau=0.3, max_grad_norm=0.1, **alpha))
+    learner.log_alpha = torch.from_numpy(np.array(start.log_alpha))
+
+    def layers(state):
+        """(PyTorch's layer, our parameters) of all layers; those of a critic begin with (1,), its heads."""
+        head = lambda params: jax.tree.map(lambda x: x[0], params)  # noqa: E731
+        plain = [(learner.policy, state.policy.params), (learner.behaviour, state.behaviour.params)]
+        mixers = []
+        for half, nets in ((state.rewards, (0, 1, 2)), (state.costs, (3, 4, 5))):
+            v, q, mixer = nets
+            for networks, v_params, (q_params, mixer_params) in (
+                (learner.online, half.v, half.q),
+                (learner.targets, half.target_v, half.target_q),
+            ):
+                plain += [(networks[v], v_params), (networks[q], head(q_params))]
+                mixers.append((networks[mixer], mixer_params))
+        for network, params in plain:
+            for number in range(3):
+                yield network[2 * number], params[f"layer_{number}"]
+        for mixer, params in mixers:
+            for layer, name in ((mixer.first, "layer_0"), (mixer.weights, "weights"), (mixer.bias, "bias")):
+                yield layer, params[name]
+
+    for layer, params in layers(start):
+        layer.weight.data = torch.from_numpy(np.array(params["kernel"]).T.copy())
+        layer.bias.data = torch.from_numpy(np.array(params["bias"]))
+    arrays = (batch.obs, batch.actions, batch.rewards[:, 0], batch.next_obs, batch.terminal[:, 0].astype(jnp.float32))
+    theirs = torch_omcda.Batch(*(torch.from_numpy(np.array(x)) for x in arrays))
+    key = jax.random.key(2)
+    noise = jax.random.normal(jax.random.split(key)[0], (1, *batch.actions.shape))[0]
+    monkeypatch.setattr(torch, "randn_like", lambda x: torch.from_numpy(np.array(noise)))
+
+    end, metrics = jax.jit(algorithm.update)(start, batch, key)
+    losses = learner.update(theirs)
+    names = ("policy_loss", "critic_loss", "value_loss", "conservative_loss", "normalisation_loss")
+    for name, loss in zip(names, losses, strict=True):
+        assert loss.item() == pytest.approx(float(metrics[name]), rel=1e-4)
+    np.testing.assert_allclose(learner.influence, end.influence, rtol=1e-3)
+    np.testing.assert_allclose(learner.log_alpha, end.log_alpha, rtol=1e-5)
+    assert (end.log_alpha != start.log_alpha).all()
+    for layer, params in layers(end):
+        np.testing.assert_allclose(layer.weight.detach().numpy().T, params["kernel"], atol=1e-5)
+        np.testing.assert_allclose(layer.bias.detach().numpy(), params["bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["omar", "omiga", "omcda", "ciqr"])
 def test_the_counted_products_are_those_that_xla_counts(name, monkeypatch):
     """XLA counts everything, so a few per cent more."""
     monkeypatch.setattr(blocks, "_BLOCK", 1 << 20)  # it counts the body of a loop once
-    spec = (
-        measuring.OMIGA_SPEC
-        if name == "omiga"
-        else make({"omar": "particle/spread", "ciqr": "uav/iot"}[name]).task_spec
-    )
-    config = algorithms.find(name).configure(spec, {})
+    tasks = {"omar": "particle/spread", "ciqr": "uav/iot"}
+    spec = make(tasks[name]).task_spec if name in tasks else measuring.OMIGA_SPEC
+    always = {"influence_period": 1e-6} if name == "omcda" else {}  # it counts the branch that measures influence
+    config = algorithms.find(name).configure(spec, always)
     algorithm = algorithms.find(name).make(config, spec)
-    state = jax.eval_shape(lambda key: algorithm.init(key, Context(Stats.unknown(spec))), jax.random.key(0))
+    context = Context(Stats.unknown(spec), parts=algorithms.untrained(algorithm.needs.parts, spec))
+    state = jax.eval_shape(lambda key: algorithm.init(key, context), jax.random.key(0))
     each, batch_size = (config.batch_size, spec.n_agents), config.batch_size
     discrete = spec.kind == "discrete"
     arrays = {

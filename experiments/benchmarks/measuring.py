@@ -14,6 +14,7 @@ from omarl_envs import TaskSpec
 from omarl_envs.base import MultiAgentEnv
 from rich.console import Console
 
+from omarl_jax import algorithms
 from omarl_jax.data.dataset import Dataset, EpisodeStore
 
 console = Console()
@@ -44,6 +45,12 @@ def synthetic_dataset(spec: TaskSpec, size: int = 100_000) -> Dataset:
     truncated = np.roll(closing, -1)
     store = EpisodeStore(obs, actions, rewards, np.zeros(agents, bool), truncated, closing)
     return Dataset(dataclasses.replace(spec, state_is_obs=True, state_dim=spec.n_agents * spec.obs_dim), store, {})
+
+
+def untrained_parts(name: str, config: Any, spec: TaskSpec, runs: int) -> dict[str, Any]:
+    """The frozen parts of a method for so many runs, before they are trained: that changes no speed."""
+    fresh = algorithms.untrained(algorithms.find(name).make(config, spec).needs.parts, spec)
+    return jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], runs, axis=0), fresh)
 
 
 def rate(work: Callable[[], Any], seconds: float) -> float:
@@ -163,6 +170,27 @@ def omiga_flops(config: Any, spec: TaskSpec) -> int:
     v = learned(rows, seen, *config.hidden, 1) + forward(rows, seen, *config.hidden, 1)
     mixer = config.batch_size, spec.state_dim, config.mixer_hidden, spec.n_agents + 1
     return policy + q + v + learned(*mixer) + 2 * forward(*mixer)
+
+
+def omcda_flops(config: Any, spec: TaskSpec, updates: int = 1_000_000) -> int:
+    """FLOPs of an update of OMCDA with shared networks and continuous actions, and influence by one sample a state.
+
+    The policy learns, and the behaviour is evaluated once. Both halves have a Q, a V and a mixer that learn, and their
+    targets as in OMIGA. Where influence is measured, the target of Q is evaluated for another action, with the gradient
+    of that action.
+    """
+    rows, seen, n = config.batch_size * spec.n_agents, spec.obs_dim + spec.n_agents, spec.n_agents
+    widths, pair = (*config.hidden, 1), seen + spec.action_dim
+    policy = rows, seen, *config.hidden, 2 * spec.action_dim
+    policies = learned(*policy) + forward(*policy)
+    q = learned(rows, pair, *widths) + forward(rows, pair, *widths)
+    v = learned(rows, seen, *widths) + forward(rows, seen, *widths)
+    mixers = 0
+    for outputs in (n + 1, n * n + n):
+        mixer = config.batch_size, spec.state_dim, config.mixer_hidden, outputs
+        mixers += learned(*mixer) + 2 * forward(*mixer)
+    influence = 2 * forward(rows, pair, *widths)
+    return policies + 2 * q + 2 * v + mixers + influence // max(1, round(config.influence_period * updates))
 
 
 def ciqr_flops(config: Any, spec: TaskSpec) -> int:

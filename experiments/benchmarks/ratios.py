@@ -47,8 +47,13 @@ def measure(out: pathlib.Path, seconds: float, repeats: int, seeds: tuple[int, .
         "load": os.getloadavg()[0],
         "memory": memory(),  # first, while nothing else has been in it
     }
-    flops = {"omar": measuring.omar_flops, "omiga": measuring.omiga_flops, "ciqr": measuring.ciqr_flops}
-    updates_per_call = {"omar": 100, "omiga": 200, "ciqr": 2_000}
+    flops = {
+        "omar": measuring.omar_flops,
+        "omiga": measuring.omiga_flops,
+        "omcda": measuring.omcda_flops,
+        "ciqr": measuring.ciqr_flops,
+    }
+    updates_per_call = {"omar": 100, "omiga": 200, "omcda": 100, "ciqr": 2_000}
     for method, count in flops.items():
         dataset = _dataset(method)
         config = algorithms.find(method).configure(dataset.spec, {})
@@ -69,8 +74,8 @@ def measure(out: pathlib.Path, seconds: float, repeats: int, seeds: tuple[int, .
 
 
 def _dataset(method: str) -> Dataset:
-    """What a method learns from here: random play, or for OMIGA random numbers of its published task's shape."""
-    if method == "omiga":
+    """What a method learns from here: random play, or for OMIGA and OMCDA random numbers of OMIGA's published shape."""
+    if method in ("omiga", "omcda"):
         return measuring.synthetic_dataset(measuring.OMIGA_SPEC)
     return load_dataset({"omar": "particle/spread", "ciqr": "uav/iot"}[method], "random", size=100_000)
 
@@ -105,7 +110,9 @@ def updates(
     config = found.configure(dataset.spec, {})
     trainers, compile_seconds = {}, {}
     for n in seeds:
-        trainers[n] = Trainer(found, [config] * n, range(n), [dataset], [0] * n, None, Placement.default(n))
+        parts = measuring.untrained_parts(method, config, dataset.spec, n)
+        runs = [config] * n, range(n), [dataset], [0] * n
+        trainers[n] = Trainer(found, *runs, None, Placement.default(n), parts=parts)
         began = time.perf_counter()
         trainers[n].advance(max(2, per_call // n))
         compile_seconds[n] = time.perf_counter() - began
@@ -216,11 +223,12 @@ def _baselines() -> dict[str, Baseline]:
     try:
         import torch_ciqr
         import torch_omar
+        import torch_omcda
         import torch_omiga
     except ImportError:
         console.print("PyTorch is not installed (extra 'bench'): training is measured without a baseline.")
         return {}
-    modules = {"omar": torch_omar, "omiga": torch_omiga, "ciqr": torch_ciqr}
+    modules = {"omar": torch_omar, "omiga": torch_omiga, "omcda": torch_omcda, "ciqr": torch_ciqr}
     return {method: module.updates_per_second for method, module in modules.items()}
 
 

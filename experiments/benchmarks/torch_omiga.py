@@ -18,7 +18,7 @@ from torch.nn import functional as F
 N_AGENTS, OBS_DIM, ACTION_DIM = 6, 23, 1  # of HalfCheetah with one joint for each agent
 BUFFER_SIZE = 100_000
 WARM_UP_UPDATES = 10
-_LARGEST_EXPONENT = 10.0
+LARGEST_EXPONENT = 10.0
 
 
 class Config(NamedTuple):
@@ -65,9 +65,9 @@ class Learner:
     def __init__(self, n_agents: int, obs_dim: int, action_dim: int, config: Config):
         self.config = config
         seen = obs_dim + n_agents  # an agent sees its number
-        self.policy = _mlp(seen, config.hidden, 2 * action_dim)
-        self.v = _mlp(seen, config.hidden, 1)
-        self.q = _mlp(obs_dim + action_dim + n_agents, config.hidden, 1)
+        self.policy = mlp(seen, config.hidden, 2 * action_dim)
+        self.v = mlp(seen, config.hidden, 1)
+        self.q = mlp(obs_dim + action_dim + n_agents, config.hidden, 1)
         self.mixer = Mixer(n_agents * obs_dim, n_agents, config.mixer_hidden)
         self.target_v, self.target_q, self.target_mixer = map(copy.deepcopy, (self.v, self.q, self.mixer))
         self.ids = torch.eye(n_agents)
@@ -106,7 +106,7 @@ class Learner:
         q_loss = F.mse_loss((w * self.q(pairs).squeeze(-1)).sum(1) + b, target)
 
         v = self.v(seen).squeeze(-1)  # (B, N)
-        z = (old_w * (old_q - v) / config.alpha).clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+        z = (old_w * (old_q - v) / config.alpha).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
         shift = z.detach().max().clamp(min=-1.0)
         v_loss = ((z - shift).exp() + (-shift).exp() * old_w * v / config.alpha).mean()
 
@@ -135,7 +135,8 @@ def log_prob(outputs: Tensor, actions: Tensor) -> Tensor:
     return (normal - 2.0 * (math.log(2.0) - before - F.softplus(-2.0 * before))).sum(-1)
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers with ReLU."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
