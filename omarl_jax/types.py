@@ -103,7 +103,7 @@ class Context(NamedTuple):
 
     stats: Stats
     updates: chex.Array | int = 1_000_000
-    parts: Mapping[str, Any] = _NONE
+    parts: Mapping[str, Any] = {}  # a mapping that JAX knows; nobody writes into it
 
 
 class Part(NamedTuple):
