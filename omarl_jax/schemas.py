@@ -144,10 +144,14 @@ class GroupState(Environment, kw_only=True):
 
 
 class Progress(Struct):
-    """A line of `metrics.jsonl`."""
+    """What every line of `metrics.jsonl` has."""
 
-    updates: Index
+    updates: Count
     saturation: float | None = None
+
+
+Logged = dict[str, float | Annotated[list[float | None], Meta(min_length=1)] | None]
+"""A line of `metrics.jsonl`: numbers, or one for each agent; null is a number that is not finite."""
 
 
 class Block(Struct):

@@ -12,7 +12,7 @@ from omarl_envs.spec import ScoreReference
 
 from omarl_jax.errors import UserError
 from omarl_jax.files import read_arrays, read_run_config, require_unchanged
-from omarl_jax.schemas import Metadata, Progress, RunRecord, convert, parse, read
+from omarl_jax.schemas import Logged, Metadata, Progress, RunRecord, convert, parse, read
 
 _NO_RUNS_INSIDE = ("checkpoints", "wandb")  # large folders, which may hold a `config.json` of somebody else
 
@@ -37,6 +37,8 @@ class FinishedRun:
         final_returns: (episodes,) raw returns of the last policy.
         final_metrics: name -> (episodes,) task metrics of the last policy.
         record: `run.json`.
+        logged: (L,) updates after which a chunk of training was logged.
+        per_agent: name -> (L, N) metrics with a number for each agent, each the mean over a chunk; NaN if not finite.
         saturation: share of actions at their bounds in the last chunk of training, or None where it was not logged.
         failure: why the run has no result, or None.
     """
@@ -62,6 +64,8 @@ class FinishedRun:
     final_returns: np.ndarray
     final_metrics: dict[str, np.ndarray]
     record: RunRecord
+    logged: np.ndarray
+    per_agent: dict[str, np.ndarray]
     saturation: float | None
     failure: str | None
 
@@ -123,6 +127,7 @@ def load_run(folder: Path) -> FinishedRun:
     record = read(folder / "run.json", RunRecord)
     arrays = read_arrays(folder / "evaluations.npz")
     _check_evaluations(folder / "evaluations.npz", arrays)
+    logged, per_agent, saturation = _metrics(folder / "metrics.jsonl")
     known = config.reference
     return FinishedRun(
         folder=folder,
@@ -150,7 +155,9 @@ def load_run(folder: Path) -> FinishedRun:
             if name.startswith("final_") and name != "final_returns"
         },
         record=record,
-        saturation=_saturation(folder / "metrics.jsonl"),
+        logged=logged,
+        per_agent=per_agent,
+        saturation=saturation,
         failure=_failure(record, arrays),
     )
 
@@ -167,10 +174,21 @@ def _check_evaluations(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"'{path}' is damaged: its arrays do not fit each other.")
 
 
-def _saturation(path: Path) -> float | None:
-    """The last share of saturated actions that was logged."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return parse(lines[-1], Progress, f"'{path}'").saturation if lines else None
+def _metrics(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], float | None]:
+    """The updates after which metrics were logged, those that have a number for each agent, and the last saturation."""
+    texts = path.read_bytes().splitlines() if path.exists() else []
+    lines = [parse(text, Logged, f"'{path}'") for text in texts]
+    progress = [parse(text, Progress, f"'{path}'") for text in texts]
+    updates = np.array([chunk.updates for chunk in progress], int)
+    names = sorted({name for line in lines for name, value in line.items() if isinstance(value, list)})
+    try:
+        per_agent = {name: np.array([line.get(name) for line in lines], float) for name in names}
+    except ValueError:  # lists of several lengths, or not in every line
+        per_agent = {}
+    shapes = {values.shape for values in per_agent.values()}
+    if len(shapes) > 1 or len(per_agent) < len(names) or (np.diff(updates, prepend=0) <= 0).any():
+        raise UserError(f"'{path}' is damaged: its lines do not fit each other.")
+    return updates, per_agent, progress[-1].saturation if progress else None
 
 
 def _failure(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> str | None:

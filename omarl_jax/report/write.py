@@ -25,7 +25,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     In a narrow terminal, columns that have no room follow in a further table, so that no number and no word is broken.
     """
     for task, of_task in grouped(rows, lambda row: row.task).items():
-        lines = [tables.cells(row) for row in of_task]
+        lines = tables.cells(of_task)
         for number, widths in enumerate(_widths(lines, console.width)):
             title = f"{task}, continued" if number else task
             printed = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -71,7 +71,8 @@ def write_report(
         pictures: further pictures for the page, which are written already (see `episodes.draw`).
 
     Returns:
-        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, `curves.csv`, and one per picture.
+        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, `curves.csv`, one per picture, and
+        `agents.csv` if a method logs numbers for each agent.
 
     Raises:
         UserError: if there are no runs, two are the same, or the report cannot be written.
@@ -93,6 +94,8 @@ def write_report(
         "curves.csv": tables.curves_as_csv(runs),
         "report.html": page(runs, rows, drawn, missing),
     }
+    if agents := tables.agents_as_csv(rows):
+        texts["agents.csv"] = agents
     for name, text in texts.items():
         with replacing(out_dir / name) as file:
             file.write(text.encode())

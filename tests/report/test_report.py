@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ def write_run(
     record: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     done: bool = True,
-    saturation: tuple[float, ...] = (),
+    logged: Sequence[dict[str, Any]] = (),
     metrics: dict[str, Any] | None = None,
     **config: Any,
 ) -> None:
     folder.mkdir(parents=True)
-    if saturation:
-        rows = [json.dumps({"updates": i, "saturation": value}) for i, value in enumerate(saturation)]
-        (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    if logged:
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in logged))
     full: dict[str, Any] = {
         "format": 2,
         "algorithm": "omar",
@@ -165,12 +165,16 @@ def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(t
 
 def test_a_saturated_policy_is_marked(tmp_path: Path) -> None:
     """The last chunk counts, and one run is enough."""
-    write_run(tmp_path / "0", TEN, seed=0, saturation=(0.1, 0.95))
-    write_run(tmp_path / "1", TEN, seed=1, saturation=(0.95, 0.2))
+
+    def logged(*saturations: float) -> list[dict[str, Any]]:
+        return [{"updates": i + 1, "saturation": value} for i, value in enumerate(saturations)]
+
+    write_run(tmp_path / "0", TEN, seed=0, logged=logged(0.1, 0.95))
+    write_run(tmp_path / "1", TEN, seed=1, logged=logged(0.95, 0.2))
     row = only_row(tmp_path)
     assert row.saturation == 0.95
     assert " §" in printed([row]) and "§ no result: more than 90 %" in printed([row])
-    write_run(tmp_path / "other" / "0", TEN, seed=0, saturation=(0.99, 0.9))
+    write_run(tmp_path / "other" / "0", TEN, seed=0, logged=logged(0.99, 0.9))
     assert "§" not in printed([only_row(tmp_path / "other")])
 
 
@@ -247,8 +251,8 @@ def test_no_word_and_no_number_is_broken_in_a_narrow_terminal(tmp_path: Path, wi
         print_table(rows, console)
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= width
-    for row in rows:
-        for name, cell in cells(row).items():
+    for row in cells(rows):
+        for name, cell in row.items():
             assert all(any(word in line.split() for line in lines) for word in name.split())
             parts = cell.split() if name == "method" else [cell]
             assert all(any(f" {part} " in line for line in lines) for part in parts), cell
@@ -537,6 +541,129 @@ def test_many_variants_have_a_panel_for_each_algorithm(tmp_path: Path) -> None:
     shown = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
     assert shown == [list(panel.curves) for panel in panels]
     assert not figure.legends
+
+
+def agents_logged(updates: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Metrics of two agents. In seed 1 agent 1 is never at a bound, and influence and KL/d are larger by ten."""
+    return [
+        {
+            "updates": update,
+            "critic_loss": 1.0,
+            "at_bound": [1.0, 0.5 * (1 - seed)] if update <= 2 else [0.0, 0.0],
+            "influence": [update + 10.0 * seed, -update + 10.0 * seed],
+            "kl_over_budget": [0.25 * update + 10 * seed, 0.5 * update + 10 * seed],
+            "v_r": [100.0 * update, 200.0 * update],
+        }
+        for update in updates
+    ]
+
+
+def test_a_method_that_allocates_has_its_bounds_and_budgets_in_the_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "bc", TEN, algorithm="bc")
+    for seed in range(2):
+        write_run(tmp_path / "runs" / f"{seed}", TEN, seed=seed, logged=agents_logged((2, 8), seed))
+    runs = load_runs(tmp_path / "runs")[0]
+    plain, row = summarise(runs)
+    assert row.at_bound == pytest.approx((0.75 * 2 / 8 + 0.5 * 2 / 8) / 2)  # in two updates of eight
+    assert row.kl_over_budget == pytest.approx([7.0, 9.0])  # after the last: 2 and 4, and ten more
+    assert (plain.at_bound, plain.kl_over_budget, plain.per_agent) == (None, None, {})
+    header = ["CVaR 0.1", "α at a bound", "KL/d", "seeds", "config"]
+    assert [list(line)[-5:] for line in cells([plain, row])] == [header] * 2
+    assert [list(line.values())[-4:-2] for line in cells([plain, row])] == [["–", "–"], ["15.6 %", "7 to 9"]]  # noqa: RUF001
+    assert "KL/d" not in cells([plain])[0] and "KL/d" not in printed([plain])
+    assert "KL/d: divergence over budget" in printed([row])
+
+    paths = write_report(runs, tmp_path / "out")
+    assert "| 15.6 % | 7 to 9 | 2 |" in paths["table.md"].read_text()
+    assert "<td>15.6 %</td><td>7 to 9</td>" in paths["report.html"].read_text()
+    with paths["table.csv"].open(newline="") as file:
+        without, record = csv.DictReader(file)
+    assert without["at_bound"] == without["kl_over_budget_highest"] == ""
+    assert [float(record[f"kl_over_budget_{end}"]) for end in ("lowest", "highest")] == [7, 9]
+    assert float(record["at_bound"]) == 0.15625
+    with paths["agents.csv"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["algorithm"], line["seed"], line["agent"]) for line in lines] == [
+        ("omar", seed, agent) for seed in "01" for agent in "01"
+    ]
+    assert [float(line["final_influence"]) for line in lines] == [8, -8, 18, 2]
+    assert [float(line["final_v_r"]) for line in lines] == [800, 1600] * 2
+    assert "final_critic_loss" not in lines[0]
+
+
+def test_what_is_logged_for_each_agent_is_drawn_with_a_line_for_each(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", TEN, logged=agents_logged((2, 4, 8)))
+    write_run(tmp_path / "runs" / "1", TEN, seed=1, logged=agents_logged((2, 8), seed=1))  # not logged after 4
+    write_run(tmp_path / "runs" / "bc", TEN, algorithm="bc")
+    runs = load_runs(tmp_path / "runs")[0]
+    drawn = {picture.name: figure for picture, figure in figures.draw(summarise(runs))}
+    names = [f"{kind}-particle-spread-medium-omar" for kind in ("agents", "influence")]
+    assert [name for name in drawn if name.startswith(("agents", "influence"))] == names
+    over_training, influence = (drawn[name] for name in names)
+    titles = [axes.get_title(loc="left") for axes in over_training.axes]
+    assert titles == ["at_bound", "influence", "kl_over_budget", "v_r"]
+    lines = [np.asarray(line.get_xydata()).tolist() for line in over_training.axes[1].lines]
+    assert lines == [[[2, 7], [8, 13]], [[2, 3], [8, -3]]]
+    assert [text.get_text() for text in over_training.legends[0].get_texts()] == ["agent 0", "agent 1"]
+
+    (axes,) = influence.axes
+    assert [np.asarray(line.get_xydata()).tolist() for line in axes.lines if line.get_marker() == "None"] == [
+        [[200, 2], [800, 8]],  # agent 0 in both runs
+        [[200, 12], [800, 18]],
+        [[400, -2], [1600, -8]],  # agent 1
+        [[400, 8], [1600, 2]],
+    ]
+    ends = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [np.asarray(line.get_xydata()).tolist() for line in ends] == [
+        [[800, 8]], [[800, 18]], [[1600, -8]], [[1600, 2]],
+    ]  # fmt: skip
+    assert len({line.get_color() for line in ends}) == 2
+
+    paths = write_report(runs, tmp_path / "out")
+    page = paths["report.html"].read_text()
+    assert all(paths[name].read_bytes().startswith(b"\x89PNG") for name in names)
+    assert page.count('alt="omar on medium"') == 2
+    write_run(tmp_path / "other" / "bc", TEN, algorithm="bc")
+    assert "agents.csv" not in write_report(load_runs(tmp_path / "other")[0], tmp_path / "out2")
+
+
+def test_a_metric_that_is_not_finite_or_not_of_all_runs_is_not_drawn(tmp_path: Path) -> None:
+    lines = agents_logged((2, 8))
+    lines[0]["kl_over_budget"] = [None, 1.0]
+    write_run(tmp_path / "0", TEN, logged=lines)
+    write_run(tmp_path / "1", TEN, seed=1, logged=[{k: v for k, v in line.items() if k != "v_r"} for line in lines])
+    row = only_row(tmp_path)
+    assert list(row.per_agent) == ["at_bound", "influence"]
+    assert row.kl_over_budget is None
+    assert list(figures._agents(row)) == ["agents"]
+    write_run(tmp_path / "2", TEN, seed=2)
+    assert only_row(tmp_path).per_agent == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ({"updates": 8, "kl": [1.0, 2.0, 3.0]}, "its lines do not fit each other"),
+        ({"updates": 8, "kl": 1.0}, "its lines do not fit each other"),
+        ({"updates": 8}, "its lines do not fit each other"),
+        ({"updates": 8, "kl": [1.0, 2.0], "share": [1.0, 0.0]}, "its lines do not fit each other"),
+        ({"updates": 2, "kl": [1.0, 2.0]}, "its lines do not fit each other"),
+        ({"updates": 8, "kl": []}, "expected `array` of length >= 1"),
+        ({"updates": 8, "kl": [[1.0], 2.0]}, "got `array`"),
+        ({"updates": 8, "kl": "much"}, "got `str`"),
+        ({"kl": [1.0, 2.0]}, "missing required field `updates`"),
+    ],
+)
+def test_damaged_metrics_are_refused(tmp_path: Path, line: dict[str, Any], why: str) -> None:
+    write_run(tmp_path / "0", TEN, logged=[{"updates": 2, "kl": [1.0, 2.0]}, line])
+    ((path, reason),) = load_runs(tmp_path)[1].items()
+    assert path == tmp_path / "0"
+    assert "metrics.jsonl' is damaged" in reason and why in reason
+
+
+def test_all_metrics_of_agents_have_equally_many(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN, logged=[{"updates": i, "kl": [1.0, 2.0], "share": [1.0]} for i in (2, 8)])
+    assert "its lines do not fit each other" in load_runs(tmp_path)[1][tmp_path / "0"]
 
 
 HOSTILE = "=1|<script>alert(1)</script>"
