@@ -51,7 +51,7 @@ class Row:
         saturation: of the most saturated run, or None.
         logged: (L,) updates after which all runs logged a chunk of training.
         per_agent: name -> (L, N, runs) metrics with a number for each agent, where all runs have them.
-        at_bound: share of updates and agents with α at a bound, over the whole training, or None where it is unknown.
+        at_bound: share of updates and agents with α at a bound, over the whole training, or None if it was not logged.
         kl_over_budget: (N,) divergence over budget in the last chunk, averaged over runs, or None.
     """
 
