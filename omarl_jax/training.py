@@ -112,8 +112,7 @@ class Trainer:
 
         def init(given: tuple[Any, chex.PRNGKey, Any, Any], all_updates: chex.Array) -> RunState:
             config, key, stats, parts = given
-            # A copy: a state that holds what it was given would be donated with its inputs.
-            context = Context(stats, all_updates, jax.tree.map(jnp.copy, parts))
+            context = Context(stats, all_updates, parts)
             return RunState(method.make(config, self.spec).init(key, context), jnp.int32(0), jnp.int32(-1))
 
         stats = [dataset.stats() for dataset in datasets]
