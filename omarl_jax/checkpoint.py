@@ -36,7 +36,7 @@ class Checkpoints:
         return any(path.name.isdigit() for path in folder.glob("*"))
 
     def save(self, updates: int, tree: Any) -> None:
-        """Saves a state after so many updates. If it crashes meanwhile, the previous checkpoint stays valid."""
+        """Saves a state after so many updates. If it crashes meanwhile, the previous checkpoint serves."""
         try:
             self._manager.save(updates, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
@@ -66,6 +66,9 @@ class Checkpoints:
         target = ocp.args.StandardRestore(jax.tree.map(described, like))
         reasons: dict[int, str] = {}
         for updates in sorted(self._manager.all_steps(), reverse=True):
+            if not (self.folder / str(updates) / _DIGESTS).exists():  # stopped before it was whole
+                self._manager.delete(updates)
+                continue
             try:
                 self._require_whole(updates)
                 state = self._manager.restore(updates, args=target)
@@ -88,8 +91,6 @@ class Checkpoints:
         """Raises a `UserError` unless the files of a checkpoint are those that were saved."""
         folder = self.folder / str(updates)
         path = folder / _DIGESTS
-        if not path.exists():
-            raise UserError(f"'{path}' is missing; the program was stopped while it saved")
         expected = parse(path.read_bytes(), dict[str, str], f"'{path}'")
         if added := set(self._files(updates)) - set(expected):
             raise UserError(f"'{folder / min(added)}' was added since it was written")

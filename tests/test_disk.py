@@ -167,3 +167,16 @@ def test_what_is_not_finite_is_null_in_the_log(tmp_path):
     log.log({"updates": 1, "loss": float("nan"), "q": 2.0})
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"updates": 1, "loss": null, "q": 2.0}\n'
+
+
+def test_a_checkpoint_that_was_not_finished_is_none(tmp_path):
+    """Killed after Orbax has written it, and before its digests."""
+    checkpoints = saved(tmp_path, {"a": jnp.zeros(3)})
+    checkpoints.save(2, {"a": jnp.ones(3)})
+    (tmp_path / "2" / "digests.json").unlink()
+    back, updates = checkpoints.restore({"a": jnp.zeros(3)})
+    assert (updates, back["a"].tolist()) == (1, [0, 0, 0])
+    (tmp_path / "1" / "digests.json").unlink()
+    assert checkpoints.restore({"a": jnp.zeros(3)}) is None
+    checkpoints.save(1, {"a": jnp.ones(3)})
+    assert checkpoints.restore({"a": jnp.zeros(3)})[1] == 1

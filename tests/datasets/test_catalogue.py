@@ -76,7 +76,7 @@ def test_a_form_of_the_task_without_reference_has_no_scores():
     [
         (("particle/spred", "random"), r"no task 'particle/spred'; did you mean 'particle/spread'\?"),
         ((SPREAD, "mediun"), r"no dataset 'mediun'; did you mean 'medium'\?"),
-        ((SPREAD, "random", 0, 0), "at least one transition, not 0"),
+        ((SPREAD, "random", 0, 0), "size must be a positive integer, not 0"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message):
