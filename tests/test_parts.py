@@ -123,6 +123,8 @@ def test_parts_before_training_are_templates_of_those_after(dataset):
     fresh = algorithms.untrained(METHOD.make(made, dataset.spec).needs.parts, dataset.spec)
     parts = trained_parts(METHOD, [made], [0], dataset)
     assert jax.tree.map(lambda x: x.shape[1:], parts) == jax.tree.map(jnp.shape, fresh)
+    # A method that sees standardised observations starts from what its part sees them by, too.
+    equal(Trainer(METHOD, [made], [0], [dataset], [0], None, parts=parts).runs.state.policy, parts["behaviour"])
 
 
 def test_the_log_says_that_observations_serve_as_the_state(dataset, caplog):
