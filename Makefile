@@ -24,7 +24,7 @@ endif
 # Named after the accelerator, so that asking for another one installs that.
 READY := .venv/.ready-$(ACCELERATOR)
 
-.PHONY: help setup demo sweep test test-slow lint bench clean
+.PHONY: help setup demo sweep test test-slow lint bench notebooks wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -52,6 +52,12 @@ lint: $(READY) ## check style, format and types
 
 bench: $(if $(SHORT),$(READY),.venv/.bench) ## measure speed against NumPy and PyTorch, or in minutes with SHORT=1
 	$(BIN)/python experiments/benchmarks/bench.py $(if $(SHORT),--short)
+
+notebooks: $(READY) ## run the notebooks, and write them with their outputs
+	$(BIN)/python experiments/notebooks/build.py
+
+wheel: $(READY) ## build the wheel, and try it and the notebooks in an empty environment
+	.ci/wheel
 
 clean: ## remove .venv, caches and builds, but no results
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

@@ -8,6 +8,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from omarl_jax.errors import UserError
+from omarl_jax.files import digests, replacing, require_digests
+from omarl_jax.schemas import parse, to_json
+
+_DIGESTS = "digests.json"  # of all files of a checkpoint, written last
 
 
 class Checkpoints:
@@ -36,6 +40,9 @@ class Checkpoints:
         try:
             self._manager.save(updates, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
+            saved = digests(self.folder / str(updates), self._files(updates))
+            with replacing(self.folder / str(updates) / _DIGESTS) as file:
+                file.write(to_json(saved))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The checkpoint after {updates} updates cannot be written to '{self.folder}': {error}."
@@ -44,7 +51,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """Reads the newest checkpoint into the structure, shapes and placement of `like`.
 
-        If it is damaged, the one before it is read.
+        If it is not as it was saved, the one before it is read, with a warning.
 
         Returns:
             the state and its updates; None if nothing was saved yet.
@@ -57,23 +64,41 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
         target = ocp.args.StandardRestore(jax.tree.map(described, like))
-        reason, damaged = None, []
+        reasons: dict[int, str] = {}
         for updates in sorted(self._manager.all_steps(), reverse=True):
             try:
+                self._require_whole(updates)
                 state = self._manager.restore(updates, args=target)
             except Exception as error:  # Orbax raises many kinds, whatever it stumbles over
-                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                damaged.append(updates)
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                reasons[updates] = f"{kind}{error}".splitlines()[0][:300].rstrip(".")
                 continue
-            for later in damaged:  # which will be saved again
+            for later, reason in reasons.items():  # it will be saved again
+                logging.getLogger(__name__).warning("Left out the checkpoint after %d updates: %s.", later, reason)
                 self._manager.delete(later)
             return state, updates
-        if reason is None:
+        if not reasons:
             return None
         raise UserError(
-            f"The checkpoints in '{self.folder}' cannot be read, or are of another program ({reason}); delete "
-            f"'{self.folder.parent}' to start these runs again."
+            f"The checkpoints in '{self.folder}' cannot be read, or are of another program "
+            f"({next(iter(reasons.values()))}); delete '{self.folder.parent}' to start these runs again."
         )
+
+    def _require_whole(self, updates: int) -> None:
+        """Raises a `UserError` unless the files of a checkpoint are those that were saved."""
+        folder = self.folder / str(updates)
+        path = folder / _DIGESTS
+        if not path.exists():
+            raise UserError(f"'{path}' is missing; the program was stopped while it saved")
+        expected = parse(path.read_bytes(), dict[str, str], f"'{path}'")
+        if added := set(self._files(updates)) - set(expected):
+            raise UserError(f"'{folder / min(added)}' was added since it was written")
+        require_digests(folder, expected)
+
+    def _files(self, updates: int) -> list[str]:
+        folder = self.folder / str(updates)
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != _DIGESTS)
+        return sorted(path.relative_to(folder).as_posix() for path in files)
 
     def close(self) -> None:
         """Waits for unfinished writes and releases the folder."""

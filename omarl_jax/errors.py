@@ -1,7 +1,6 @@
 """Mistakes of the user. The command line prints their one sentence and exits with 1; nothing else is caught."""
 
 import difflib
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,15 +23,37 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"There is no {kind} '{name}'{hint}")
 
 
-def check_seeds(seeds: Iterable[Any]) -> None:
-    """Raises a `UserError` unless all seeds are integers from 0 to 2³² - 1."""
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**32:
-            raise UserError(f"A seed must be an integer from 0 to 2³² - 1, not {seed!r}.")
+def python_value(value: Any) -> Any:
+    """A scalar of NumPy or JAX, or an array without axes, as Python's own; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
-def check_positive(**counts: Any) -> None:
-    """Raises a `UserError` unless all these are positive integers."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
-            raise UserError(f"{name} must be a positive integer, not {value!r}.")
+def whole(name: str, value: Any, least: int = 1, below: int | None = None) -> int:
+    """A whole number, as Python's, from any kind of number; 4.0 is 4.
+
+    Args:
+        name: of the value, at the beginning of a sentence.
+        value: what was given.
+        least: the smallest number that makes sense.
+        below: all numbers that make sense are smaller.
+
+    Raises:
+        UserError: if it is no whole number, or makes no sense.
+    """
+    number = python_value(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if type(number) is int and number >= least and (below is None or number < below):
+        return number
+    kind = {0: "an integer from 0", 1: "a positive integer"}.get(least, f"an integer from {least}")
+    limit = "" if below is None else f" to {below - 1}"
+    raise UserError(f"{name} must be {kind}{limit}, not {value!r}.")
+
+
+def seeds_of(values: Iterable[Any]) -> list[int]:
+    """Seeds, as Python's integers.
+
+    Raises:
+        UserError: unless all are integers from 0 to 2³² - 1.
+    """
+    return [whole("A seed", value, least=0, below=2**32) for value in values]

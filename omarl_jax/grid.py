@@ -7,12 +7,17 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from msgspec import Struct
+from omarl_envs.base import MultiAgentEnv
+
 from omarl_jax import algorithms, presets
 from omarl_jax.data import storage
 from omarl_jax.datasets.catalogue import QUALITIES, digest
-from omarl_jax.errors import UserError, check_positive, check_seeds, unknown
+from omarl_jax.errors import UserError, python_value, seeds_of, unknown, whole
+from omarl_jax.files import short_hash
 from omarl_jax.runs import Run
-from omarl_jax.tasks import make_env
+from omarl_jax.schemas import Block, GridFile, convert
+from omarl_jax.tasks import find_env, make_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +41,6 @@ class Grid:
 
 
 _COUNTS = ("evaluations", "episodes", "final_episodes", "side_by_side")
-_TOP = {"seeds", "data_seed", "block", *_COUNTS}
-_BLOCK = {"tasks", "datasets", "algorithms", "updates", "size", "hyperparameters", "options", "preset"}
 
 
 def read_grid(path: pathlib.Path) -> Grid:
@@ -69,64 +72,72 @@ def make_grid(content: dict[str, Any]) -> Grid:
     Raises:
         UserError: for unknown names and values that make no sense.
     """
-    _check_names(content, _TOP, "setting")
-    settings = {name: content[name] for name in _COUNTS if name in content}
-    check_positive(**settings)
-    seeds, data_seed = content.get("seeds", [0]), content.get("data_seed", "seed")
-    if not isinstance(seeds, list) or not seeds:
-        raise UserError(f"seeds must be a list of integers, not {seeds!r}.")
-    check_seeds(seeds if data_seed == "seed" else [*seeds, data_seed])
-    blocks = content.get("block")
-    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
-        raise UserError("A grid needs at least one [[block]].")
-    runs = {run.name: run for block in blocks for run in _expand(block, seeds, data_seed)}
+    _check_names(content, GridFile, "setting")
+    for block in blocks if isinstance(blocks := content.get("block"), list) else []:
+        _check_names(block if isinstance(block, dict) else {}, Block, "setting of a [[block]]")
+    grid = convert(_python(content), GridFile, "This is no grid")
+    settings = {name: whole(name, value) for name in _COUNTS if (value := getattr(grid, name)) is not None}
+    seeds = seeds_of(grid.seeds or [0])
+    data_seeds = seeds if grid.data_seed == "seed" else seeds_of([grid.data_seed]) * len(seeds)
+    pairs = list(zip(seeds, data_seeds, strict=True))
+    runs = {run.name: run for block in grid.block for run in _expand(block, pairs)}
     return Grid(list(runs.values()), **settings)
 
 
-def _expand(block: dict[str, Any], seeds: Sequence[int], data_seed: int | str) -> Iterator[Run]:
-    """The runs of one block of a grid."""
-    _check_names(block, _BLOCK, "setting of a [[block]]")
-    for name in ("tasks", "datasets", "algorithms"):
-        values = block.get(name)
-        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-            raise UserError(f"A [[block]] needs {name}, a list of names, not {values!r}.")
-    for name in ("hyperparameters", "options"):
-        if not isinstance(block.get(name, {}), dict):
-            raise UserError(f"{name} must be a table of names and values, not {block[name]!r}.")
-    check_positive(**{name: block[name] for name in ("updates", "size") if name in block})
-    if not isinstance(block.get("preset", True), bool):
-        raise UserError(f"preset must be true or false, not {block['preset']!r}.")
-    options = block.get("options", {})
-    points = algorithms.spanned(block.get("hyperparameters", {}))
-    for task, dataset, algorithm in itertools.product(block["tasks"], block["datasets"], block["algorithms"]):
-        env = make_env(task, **options)
+def _expand(block: Block, seeds: Sequence[tuple[int, int]]) -> Iterator[Run]:
+    """The runs of one block of a grid, for each pair of a seed and a data seed."""
+    size = None if block.size is None else whole("size", block.size)
+    options = block.options
+    points = algorithms.spanned(block.hyperparameters)
+    for task, dataset, algorithm in itertools.product(block.tasks, block.datasets, block.algorithms):
         by_recipe = dataset in QUALITIES
         if not by_recipe and not pathlib.Path(dataset).is_dir():
             raise unknown("dataset", dataset, QUALITIES)
-        if not by_recipe and "size" in block:
+        if not by_recipe and size is not None:
             raise UserError(f"size is for recipes: the data in '{dataset}' are taken as they are.")
+        on_disk = None if by_recipe else storage.describe(dataset)
+        env: MultiAgentEnv | None
+        if on_disk is None:
+            env = make_env(task, **options)
+            spec = env.task_spec
+        elif on_disk.spec.name == task:
+            env = find_env(task, **options)
+            spec = on_disk.spec if env is None else env.task_spec
+        else:
+            raise UserError(f"The data in '{dataset}' are of task '{on_disk.spec.name}', not of '{task}'.")
         data_digest = digest(env, dataset, options)
-        recipe = dataset if by_recipe else str(storage.described_metadata(dataset).get("recipe"))
+        recipe = dataset if on_disk is None else str(on_disk.metadata.get("recipe"))
         method = algorithms.find(algorithm)
         published = presets.preset(algorithm, task, recipe)
-        usual = published.overrides if block.get("preset", True) else {}
-        for point, seed in itertools.product(points, seeds):
+        usual = published.overrides if block.preset else {}
+        updates = published.updates if block.updates is None else whole("updates", block.updates)
+        for point, (seed, data_seed) in itertools.product(points, seeds):
+            config = method.configure(spec, usual | point)
+            parts = method.make(config, spec).needs.parts.items()
             yield Run(
                 algorithm=algorithm,
                 task=task,
                 dataset=dataset,
-                seed=int(seed),
-                data_seed=0 if not by_recipe else int(seed if data_seed == "seed" else data_seed),
-                updates=int(block.get("updates", published.updates)),
-                config=method.configure(env.task_spec, usual | point),
+                seed=seed,
+                data_seed=data_seed if by_recipe else 0,
+                updates=updates,
+                config=config,
                 options=tuple(sorted(options.items())),
-                size=int(block["size"]) if "size" in block else None,
+                size=size,
                 data_digest=data_digest,
-                preset=published.source if block.get("preset", True) else "",
+                preset=published.source if block.preset else "",
+                parts=tuple((name, short_hash(algorithms.part_identity(part, spec))) for name, part in parts),
             )
 
 
-def _check_names(content: dict[str, Any], known: set[str], kind: str) -> None:
+def _check_names(content: dict[str, Any], kind: type[Struct], what: str) -> None:
     for name in content:
-        if name not in known:
-            raise unknown(kind, name, known)
+        if name not in kind.__struct_fields__:
+            raise unknown(what, name, kind.__struct_fields__)
+
+
+def _python(content: Any) -> Any:
+    """Python's numbers in place of NumPy's, in dicts and lists."""
+    if isinstance(content, dict):
+        return {name: _python(value) for name, value in content.items()}
+    return [_python(value) for value in content] if isinstance(content, list) else python_value(content)

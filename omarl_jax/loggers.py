@@ -34,23 +34,19 @@ class JsonLines:
         before = [line for line in _lines(path) if _updates(line) <= updates]
         with replacing(path) as file:
             file.write("".join(before).encode())
-        try:
-            self._file = path.open("a")
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from None
+        self._path = path
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row; values that are not finite become null."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        finite = {name: _finite(value) for name, value in row.items()}
         try:
-            self._file.write(json.dumps(finite) + "\n")
-            self._file.flush()
+            with self._path.open("a") as file:  # a sweep has more runs than a process may have open files
+                file.write(json.dumps(finite) + "\n")
         except OSError as error:
-            raise UserError(f"'{self._file.name}' cannot be written: {error.strerror or error}.") from None
+            raise UserError(f"'{self._path}' cannot be written: {error.strerror or error}.") from None
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Nothing is left to write."""
 
 
 class WandB:
@@ -80,7 +76,10 @@ class WandB:
 
     def log(self, row: dict[str, Any]) -> None:
         """Logs a row at its number of updates."""
-        self._run.log({k: v for k, v in row.items() if k != "updates"}, step=row["updates"])
+        numbers: dict[str, Any] = {}
+        for name, value in row.items():
+            numbers |= {f"{name}/{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {name: value}
+        self._run.log({k: v for k, v in numbers.items() if k != "updates"}, step=row["updates"])
 
     def close(self) -> None:
         """Finishes the run."""
@@ -90,6 +89,12 @@ class WandB:
 def run_id(folder: pathlib.Path, name: str) -> str:
     """Identifies a run to Weights & Biases: the same run in another folder is another one."""
     return f"{name.replace('/', '-')[-55:]}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(path: pathlib.Path) -> list[str]:

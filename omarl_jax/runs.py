@@ -5,7 +5,7 @@ metrics.jsonl     a line for each chunk of training: `updates`, the method's met
 evaluations.npz   `updates` (E,), `returns` (E, episodes); at the end `final_…` (episodes,) of the last policy
 policy.npz        the last policy (see `export`)
 run.json          the outcome, versions, device, speed
-DONE              empty, written last
+DONE              the sha256 of each of these files, written last
 """
 
 import dataclasses
@@ -13,8 +13,6 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import json
-import numbers
 import os
 import pathlib
 import platform
@@ -31,8 +29,10 @@ from omarl_jax.datasets.catalogue import default_size
 from omarl_jax.determinism import deterministic_operations_requested
 from omarl_jax.errors import UserError
 from omarl_jax.export import save_policy
-from omarl_jax.files import RUN_FORMAT, read_arrays, replacing
+from omarl_jax.files import RUN_FORMAT, digests, read_arrays, replacing, short_hash
 from omarl_jax.report import published
+from omarl_jax.schemas import Reference, RunConfig, RunRecord, to_json
+from omarl_jax.tasks import task_defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Run:
         size: transitions of the data, None for the recipe's own number.
         data_digest: identifies the sources of the data (see `datasets.catalogue.digest`).
         preset: the source of the published hyperparameters it was started with; empty without any.
+        parts: the policies that are trained before, by name, each with the hash of what it is.
     """
 
     algorithm: str
@@ -64,6 +65,7 @@ class Run:
     size: int | None = None
     data_digest: str = ""
     preset: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
     @property
     def config_hash(self) -> str:
@@ -84,7 +86,7 @@ class Run:
             "size": self.size,
             "data_digest": self.data_digest,
         }
-        return hashlib.sha256(json.dumps(_canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
+        return short_hash(identity | ({"parts": dict(self.parts)} if self.parts else {}))
 
     @property
     def name(self) -> str:
@@ -94,21 +96,7 @@ class Run:
         return f"{self.task.replace('/', '-')}_{data}_{self.algorithm}_{self.config_hash}_{seeds}"
 
 
-def _canonical(value: Any) -> Any:
-    """A value in canonical JSON: lists for tuples, Python's numbers for NumPy's."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return repr(float(value))
-    if isinstance(value, dict):
-        return {str(name): _canonical(one) for name, one in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_canonical(one) for one in value]
-    return str(value)
+_FILES = ("config.json", "metrics.jsonl", "evaluations.npz", "policy.npz", "run.json")
 
 
 class RunFolder:
@@ -135,32 +123,30 @@ class RunFolder:
             data_hash: their content hash.
         """
         known = ("recipe", "mean_return", "mean_score", "metrics", "comparable", "behaviour")
-        reference = dataset.metadata.get("random"), dataset.metadata.get("expert")
-        self._write_json(
-            "config.json",
-            {
-                "format": RUN_FORMAT,
-                "algorithm": run.algorithm,
-                "base": algorithms.find(run.algorithm).base,
-                "task": run.task,
-                "dataset": run.dataset,
-                "seed": run.seed,
-                "data_seed": run.data_seed,
-                "updates": run.updates,
-                "options": dict(run.options),
-                "config": dataclasses.asdict(run.config),
-                "config_hash": run.config_hash,
-                "preset": run.preset,
-                # What a report needs to know of methods and tasks, which it does not import.
-                "as_published": _as_published(run),
-                "default_size": default_size(run.task, run.dataset),
-                "task_defaults": omarl_envs.defaults(run.task),
-                "data": {k: dataset.metadata.get(k) for k in known} | {"size": dataset.size, "hash": data_hash},
-                "reference": None
-                if None in reference
-                else {"random": reference[0], "expert": reference[1], "source": dataset.metadata["reference_source"]},
-            },
+        metadata = dataset.metadata
+        reference = None
+        if metadata.get("random") is not None:
+            reference = Reference(metadata["random"], metadata["expert"], metadata.get("reference_source"))
+        config = RunConfig(
+            format=RUN_FORMAT,
+            algorithm=run.algorithm,
+            base=algorithms.find(run.algorithm).base,
+            task=run.task,
+            dataset=run.dataset,
+            seed=run.seed,
+            data_seed=run.data_seed,
+            updates=run.updates,
+            options=dict(run.options),
+            config=dataclasses.asdict(run.config),
+            config_hash=run.config_hash,
+            data={k: metadata.get(k) for k in known} | {"size": dataset.size, "hash": data_hash},
+            reference=reference,
+            as_published=_as_published(run),
+            default_size=default_size(run.task, run.dataset),
+            task_defaults=task_defaults(run.task),
+            preset=run.preset,
         )
+        self._write("config.json", config)
 
     def evaluations(self, until: int) -> dict[str, list[np.ndarray]]:
         """The evaluations after at most so many updates, `updates` and `returns`; empty if there is no file yet."""
@@ -186,24 +172,44 @@ class RunFolder:
         with replacing(self.path / "evaluations.npz") as partial:
             np.savez_compressed(partial, **arrays)
 
-    def finish(self, run: Run, spec: Any, policy: Any, record: dict[str, Any]) -> None:
+    def finish(self, run: Run, spec: Any, policy: Any, record: RunRecord) -> None:
         """Writes the policy and the record, and `DONE` last.
 
         Args:
             run: the run.
             spec: its task.
             policy: its last policy, on the host.
-            record: what `run.json` holds: the outcome, and what the numbers may depend on.
+            record: the outcome, and what the numbers may depend on.
         """
         metadata = {"run": run.name, "options": dict(run.options)}
         save_policy(self.path / "policy.npz", run.algorithm, run.config, spec, policy, metadata)
-        self._write_json("run.json", record)
-        with replacing(self.path / "DONE") as partial:
-            partial.write(b"")
+        self._write("run.json", record)
+        self._write("DONE", digests(self.path, _FILES))
 
-    def _write_json(self, name: str, value: Any) -> None:
+    def require_settings(self, ends: list[int], episodes: int, final_episodes: int) -> None:
+        """Raises a `UserError` if a finished run was evaluated otherwise than is asked for now.
+
+        Args:
+            ends: the updates after which to evaluate.
+            episodes: of each evaluation.
+            final_episodes: of the last policy.
+        """
+        try:
+            arrays = read_arrays(self.path / "evaluations.npz")
+            found = arrays["updates"].tolist(), arrays["returns"].shape[-1], arrays["final_returns"].size
+        except (UserError, KeyError, IndexError):  # damaged, which its reader will say
+            return
+        if found[2] == 0 or found == (ends, episodes, final_episodes):  # without a simulator nothing is evaluated
+            return
+        raise UserError(
+            f"'{self.path}' is finished, with {len(found[0])} evaluations of {found[1]} episodes and {found[2]} final "
+            f"episodes, not {len(ends)} of {episodes} and {final_episodes}: give the same, choose another folder, or "
+            f"delete it to train it again."
+        )
+
+    def _write(self, name: str, value: Any) -> None:
         with replacing(self.path / name) as partial:
-            partial.write(json.dumps(value, indent=2, default=str, allow_nan=False).encode())
+            partial.write(to_json(value))
 
 
 def _as_published(run: Run) -> bool:

@@ -14,10 +14,12 @@ import json
 import math
 import pathlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import filelock
 import jax
+import msgspec
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
@@ -25,15 +27,18 @@ from omarl_jax import algorithms, loggers
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
+from omarl_jax.data.validation import validate
 from omarl_jax.datasets import replay
 from omarl_jax.datasets.catalogue import QUALITIES, load_datasets
 from omarl_jax.errors import UserError
 from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
+from omarl_jax.parts import train_parts
 from omarl_jax.placement import Placement
 from omarl_jax.runs import Run, RunFolder, environment_record
-from omarl_jax.tasks import make_env, reference_metadata
-from omarl_jax.training import Chunk, Trainer, fit
+from omarl_jax.schemas import GroupState, Placed, RunRecord, read, to_json
+from omarl_jax.tasks import find_env, reference_metadata
+from omarl_jax.training import Chunk, Trainer, chunk_ends, fit
 
 
 class Progress(NamedTuple):
@@ -46,12 +51,14 @@ class Progress(NamedTuple):
         unit: `score` if the task has a reference to normalise with, else `return`.
         value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have, or if
             there was none.
+        part: the policy that is trained before the method, and how far it is; empty once that is done.
     """
 
     updates: int
     updates_per_second: float = math.nan
     unit: str = "return"
     value: float = math.nan
+    part: str = ""
 
 
 def run_groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -84,11 +91,15 @@ def sweep(
         marked in its folder.
 
     Raises:
-        UserError: if the folder cannot be written, or another version wrote its runs.
+        UserError: if the folder cannot be written, another version wrote its runs, or finished runs were evaluated
+            otherwise than is asked for.
     """
     require_writable(out / "runs" / "DONE")
     for config in (out / "runs").glob("*/config.json"):
         read_run_config(config.parent)
+    for run in grid.runs:
+        if (folder := RunFolder(out / "runs" / run.name)).done:
+            folder.require_settings(chunk_ends(run.updates, grid.evaluations), grid.episodes, grid.final_episodes)
     failed: dict[str, str] = {}
     for number, group in enumerate(run_groups(grid.runs)):
         unfinished = _unfinished(group, out)
@@ -116,8 +127,8 @@ def _unfinished(group: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
     left = {run.name for run in group if not RunFolder(out / "runs" / run.name).done}
     groups = []
     for file in sorted((out / "groups").glob("*/group.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: an error when this group is trained
-            started = json.loads(file.read_text())["runs"]
+        with contextlib.suppress(UserError):  # damaged: an error when this group is trained
+            started = read(file, GroupState).runs
             if not left.isdisjoint(started) and by_name.keys() >= set(started):
                 groups.append([by_name[name] for name in started])
                 left -= set(started)
@@ -143,8 +154,38 @@ def train_group(
         report: receives progress.
         wandb: a Weights & Biases project to log to.
     """
+    with _locked(out, [run.name for run in runs]):
+        if not all(RunFolder(out / "runs" / run.name).done for run in runs):  # by another process, meanwhile
+            _train_group(runs, grid, out, report, wandb)
+
+
+@contextlib.contextmanager
+def _locked(out: pathlib.Path, names: Sequence[str]) -> Iterator[None]:
+    """Keeps other processes away from some runs; a process that ends, however it does, lets go of them."""
+    folder = out / "locks"
+    with contextlib.ExitStack() as held:
+        for name in names:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(filelock.FileLock(folder / name, timeout=0))
+            except filelock.Timeout:
+                raise UserError(
+                    f"Another process trains these runs in '{out}': wait for it, or choose another folder."
+                ) from None
+            except OSError as error:
+                raise UserError(f"'{folder}' cannot be written: {error.strerror or error}.") from None
+        yield
+
+
+def _train_group(
+    runs: Sequence[Run],
+    grid: Grid,
+    out: pathlib.Path,
+    report: Callable[[Progress], None],
+    wandb: str | None,
+) -> None:
     first = runs[0]
-    env = make_env(first.task, **dict(first.options))
+    env = find_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
     datasets = open_datasets(env, first, data_seeds, out / "data")
     hashes = [storage.content_hash(dataset) for dataset in datasets]
@@ -153,16 +194,13 @@ def train_group(
     folder = _group_folder(runs, out)
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
     placement, origin = _start(folder, runs, settings, hashes, grid.side_by_side)
-    trainer = Trainer(
-        algorithms.find(first.algorithm),
-        [run.config for run in runs],
-        [run.seed for run in runs],
-        datasets,
-        data_of,
-        env,
-        placement,
-        first.updates,
-    )
+    method, configs, seeds = algorithms.find(first.algorithm), [run.config for run in runs], [run.seed for run in runs]
+
+    def of_part(name: str, updates: int) -> None:
+        report(Progress(0, part=f"{name} policy, {updates:,} updates"))
+
+    parts = train_parts(method, configs, seeds, datasets, data_of, out / "parts", of_part)
+    trainer = Trainer(method, configs, seeds, datasets, data_of, env, placement, first.updates, parts)
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
         if (saved := checkpoints.restore(trainer.runs)) is not None:
@@ -192,11 +230,15 @@ class _Output:
 
     def log(self, chunk: Chunk, i: int) -> None:
         """Writes a chunk of training, and the evaluation after it, of run i of its trainer."""
+        metrics = {name: values[i].tolist() for name, values in chunk.metrics.items()}
+        row: dict[str, Any] = {"updates": chunk.updates} | metrics | {"updates_per_second": chunk.updates_per_second}
+        if chunk.returns is None:
+            for sink in self._sinks:
+                sink.log(row)
+            return
         returns = chunk.returns[i]
-        metrics = {name: float(values[i]) for name, values in chunk.metrics.items()}
-        rate = {"updates_per_second": chunk.updates_per_second}
         for sink in self._sinks:
-            sink.log({"updates": chunk.updates} | metrics | rate | {"return": float(returns.mean())})
+            sink.log(row | {"return": float(returns.mean())})
         self._evaluations["updates"].append(np.asarray(chunk.updates))
         self._evaluations["returns"].append(returns)
         self.folder.write_evaluations(self._evaluations)
@@ -212,11 +254,11 @@ class _Output:
         """
         self.folder.write_evaluations(self._evaluations, final)
         diverged = int(trainer.diverged_at[i])
-        outcome: dict[str, Any] = {"status": "finished", "diverged_at": None, "reason": None}
+        outcome: dict[str, Any] = {"status": "finished"}
         if diverged >= 0:
             reason = f"not finite from update {diverged} on; the policy is the last good one"
             outcome = {"status": "diverged", "diverged_at": diverged, "reason": reason}
-        self.folder.finish(self.run, trainer.spec, trainer.policy(i), record | outcome)
+        self.folder.finish(self.run, trainer.spec, trainer.policy(i), RunRecord(**record, **outcome))
 
     def close(self) -> None:
         """Closes the logs."""
@@ -244,39 +286,38 @@ def _train(
         report: receives progress after each chunk.
         origin: the environment in which they started, as `environment_record` has it; empty if it is this one.
     """
-    assert trainer.env is not None
-    reference = trainer.env.reference
+    reference = None if trainer.env is None else trainer.env.reference
     rates = []
     for chunk in fit(trainer, updates, grid.evaluations, grid.episodes):
         for i, output in outputs.items():
             output.log(chunk, i)
         checkpoints.save(trainer.updates, trainer.runs)
         rates.append(chunk.updates_per_second)
-        finite = chunk.returns[trainer.diverged_at < 0]
-        mean = float(finite.mean()) if len(finite) else math.nan
+        finite = () if chunk.returns is None else chunk.returns[trainer.diverged_at < 0]
+        mean = float(np.mean(finite)) if len(finite) else math.nan
         unit, value = ("return", mean) if reference is None else ("score", float(reference.normalise(mean)))
         report(Progress(trainer.updates, rates[-1], unit, value))
 
-    final = trainer.evaluate(grid.final_episodes)
+    final = {"return": np.empty((trainer.n_runs, 0))} if trainer.env is None else trainer.evaluate(grid.final_episodes)
     now = environment_record()
     changed = {name: value for name, value in origin.items() if value != now[name]}
     record = now | {
         "started_with": changed,  # differences to the start, with which numbers may differ
         "group": checkpoints.folder.parent.name,
-        "placement": dataclasses.asdict(trainer.placement),
+        "placement": Placed(**dataclasses.asdict(trainer.placement)),
         "updates_per_second": float(np.median(rates)) if rates else None,
     }
     for i, output in outputs.items():
         output.finish({name: values[i] for name, values in final.items()}, trainer, i, record)
 
 
-def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache: pathlib.Path) -> list[Dataset]:
+def open_datasets(env: MultiAgentEnv | None, run: Run, data_seeds: Sequence[int], cache: pathlib.Path) -> list[Dataset]:
     """The data of runs that differ in their data's seed: made by their recipe, or read from disk.
 
     Replay data are stored in the folder `cache`: learning them takes minutes, and other devices would learn others.
 
     Args:
-        env: the task.
+        env: the task; None if there is no simulator, and then the data are read from disk.
         run: one of the runs; its own data seed does not matter.
         data_seeds: one for each dataset.
         cache: the folder of replay data.
@@ -285,23 +326,28 @@ def open_datasets(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], cache
         the datasets, one for each seed.
 
     Raises:
-        UserError: if a dataset cannot be made or read, or was made with other options of the task.
+        UserError: if a dataset cannot be made or read, is not valid, or was made with other options of the task.
     """
-    if run.dataset in replay.SLICES:
+    if env is not None and run.dataset in replay.SLICES:
         return _cached(env, run, data_seeds, cache)
     if run.dataset in QUALITIES:
         return load_datasets(run.task, run.dataset, data_seeds, run.size, **dict(run.options))
-    dataset = storage.load(run.dataset, env.task_spec)
+    dataset = storage.load(run.dataset, None if env is None else env.task_spec)
+    try:
+        validate(dataset)
+    except UserError as error:
+        raise UserError(f"In '{run.dataset}': {error}") from None
     options = dataset.metadata.get("options", {})
     if options != json.loads(json.dumps(dict(run.options))):
         raise UserError(f"The data in '{run.dataset}' were made with the task's options {options}: give the same.")
     metadata = dataset.metadata
     mean_return = metadata.get("mean_return")
     # A task with metrics of its own may define its return differently; and parts of episodes have no return.
-    if mean_return is None and env.metric_names == ("return",) and dataset.whole_episodes.all():
+    usual = env is None or env.metric_names == ("return",)
+    if mean_return is None and usual and dataset.whole_episodes.all():
         mean_return = float(dataset.episode_returns().mean())
     known = reference_metadata(env, mean_return)
-    if env.reference is None:  # the data may know more
+    if env is None or env.reference is None:  # the data may know more
         return [dataclasses.replace(dataset, metadata=known | metadata)] * len(data_seeds)
     comparable = known["comparable"] and metadata.get("comparable", True)
     return [dataclasses.replace(dataset, metadata=metadata | known | {"comparable": comparable})] * len(data_seeds)
@@ -334,17 +380,17 @@ def _start(
     path, now = folder / "group.json", environment_record()
     if not path.exists() or not Checkpoints.any_in(folder / "checkpoints"):  # without a checkpoint nothing is resumed
         placement = Placement.default(len(runs), side_by_side)
-        content = {"runs": [run.name for run in runs], "placement": dataclasses.asdict(placement)}
+        placed = Placed(**dataclasses.asdict(placement))
+        state = GroupState(runs=[run.name for run in runs], placement=placed, settings=settings, data=data, **now)
         with replacing(path) as file:
-            file.write(json.dumps(content | {"settings": settings, "data": data} | now, indent=2).encode())
+            file.write(to_json(state))
         return placement, {}
     try:
-        content = json.loads(path.read_text())
-        placement, old_settings = Placement(**content["placement"]), dict(content["settings"])
-        old_data = content["data"]
-        origin = {name: content[name] for name in now if name in content and name != "date"}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"'{path}' is damaged; delete its folder to start these runs again.") from None
+        state = read(path, GroupState)
+    except UserError as error:
+        raise UserError(f"{error} Delete its folder to start these runs again.") from None
+    placement, old_settings = Placement(**msgspec.structs.asdict(state.placement)), state.settings
+    origin = {name: getattr(state, name) for name in now if name != "date"}
     if old_settings != settings:
         raise UserError(
             f"These runs started with {_listed(old_settings)}, not with {_listed(settings)}: give the same, or delete "
@@ -356,13 +402,13 @@ def _start(
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
         )
     asked = now["deterministic"]
-    if now["backend"] != "cpu" and origin.get("deterministic", asked) != asked:
+    if now["backend"] != "cpu" and state.deterministic != asked:
         instead = "without" if asked else "with"
         raise UserError(
             f"These runs started {instead} --deterministic, which their numbers depend on: go on {instead} it, or "
             f"delete '{path.parent}' to start them again."
         )
-    if old_data != data:
+    if state.data != data:
         raise UserError(
             "These runs started on other data: another version or number of devices made other data again; "
             f"delete '{path.parent}' to start these runs again."

@@ -24,18 +24,35 @@ def make_env(task: str, **options: Any) -> MultiAgentEnv:
         raise UserError(str(error)) from None
 
 
-def reference_metadata(env: MultiAgentEnv, mean_return: float | None) -> dict[str, Any]:
+def find_env(task: str, **options: Any) -> MultiAgentEnv | None:
+    """`make_env`, or None where there is no task of that name: then policies are trained without evaluation."""
+    try:
+        omarl_envs.defaults(task)
+    except omarl_envs.UnknownTask:
+        return None
+    return make_env(task, **options)
+
+
+def task_defaults(task: str) -> dict[str, Any]:
+    """The constructor arguments of a task that have defaults; none where there is no task of that name."""
+    try:
+        return omarl_envs.defaults(task)
+    except omarl_envs.UnknownTask:
+        return {}
+
+
+def reference_metadata(env: MultiAgentEnv | None, mean_return: float | None) -> dict[str, Any]:
     """The metadata of a dataset that depend on the task's reference returns.
 
     Args:
-        env: the task.
+        env: the task; None if there is no simulator.
         mean_return: of the data, in units of the task; None where it is unknown.
 
     Returns:
         `mean_return`, `mean_score` (normalised), `random`, `expert`, `reference_source`, `comparable` (whether the
         reference is the paper's); None where the task has no reference.
     """
-    reference = env.reference
+    reference = None if env is None else env.reference
     return {
         "mean_return": mean_return,
         "mean_score": None if reference is None or mean_return is None else float(reference.normalise(mean_return)),

@@ -6,13 +6,8 @@ run. Randomness is `fold_in(run key, update)`, and the run key depends on the se
 size of the chunk, the neighbours in the program, or the number of devices.
 """
 
-import dataclasses
-import itertools
 import logging
-import numbers
-import pathlib
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,15 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import algorithms, export, presets, rollout
+from omarl_jax import rollout
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, IndexRange, concat_datasets, sample
-from omarl_jax.data.validation import validate, validate_task
-from omarl_jax.errors import UserError, check_positive, check_seeds
-from omarl_jax.files import require_trusted_task
+from omarl_jax.errors import UserError
 from omarl_jax.placement import Placement, fetch, schedule, write
-from omarl_jax.tasks import make_env
-from omarl_jax.types import Algorithm, Context, Metrics, TaskSpec
+from omarl_jax.types import Context, Metrics, TaskSpec
 
 _log = logging.getLogger(__name__)
 
@@ -172,8 +164,8 @@ class Trainer:
         return self.placement.run_all(self._evaluations[episodes], self.n_runs, players, jnp.int32(self.updates))
 
     def policy(self, run: int) -> Any:
-        """The policy of one run, on the host."""
-        return fetch(jax.tree.map(lambda x: x[run], self.runs.state.policy))
+        """A copy of the policy of one run, on the host."""
+        return jax.tree.map(lambda x: np.array(x[run]), self.runs.state.policy)
 
     @property
     def diverged_at(self) -> np.ndarray:
@@ -245,13 +237,13 @@ class Chunk(NamedTuple):
     Attributes:
         updates: updates made with each run, at its end.
         metrics: each (R,) or, with a number for each agent, (R, N): means over its updates.
-        returns: (R, episodes) of the policies at its end, in units of the task.
+        returns: (R, episodes) of the policies at its end, in units of the task; None if there is no simulator.
         updates_per_second: of all runs together, the evaluation left out.
     """
 
     updates: int
     metrics: dict[str, np.ndarray]
-    returns: np.ndarray
+    returns: np.ndarray | None
     updates_per_second: float
 
 
@@ -268,46 +260,8 @@ def fit(trainer: Trainer, updates: int, evaluations: int, episodes: int) -> Iter
         size, start = end - trainer.updates, time.perf_counter()
         metrics = trainer.advance(size)
         rate = size * trainer.n_runs / (time.perf_counter() - start)
-        yield Chunk(end, metrics, trainer.evaluate(episodes)["return"], rate)
-
-
-def trained_parts(method: Method, configs: Sequence[Any], seeds: Sequence[int], dataset: Dataset) -> dict[str, Any]:
-    """Trains the frozen parts of runs on their data, each with the seed of its run; equal ones once.
-
-    Args:
-        method: whose parts they are.
-        configs: the hyperparameters of each run.
-        seeds: the seed of each run.
-        dataset: the data of all runs.
-
-    Returns:
-        policies by the name of the part, every leaf (R, …), on the host.
-
-    Raises:
-        UserError: if a part diverges.
-    """
-    needed = [method.make(config, dataset.spec).needs.parts for config in configs]
-    trained = {}
-    for name in needed[0]:
-        parts = [each[name] for each in needed]
-        policies: list[Any] = [None] * len(parts)
-        for first, part in enumerate(parts):
-            if policies[first] is not None:
-                continue
-            runs = [run for run, other in enumerate(parts) if other == part]
-            own = sorted({seeds[run] for run in runs})
-            learner = algorithms.find(part.algorithm)
-            of_part = [learner.configure(dataset.spec, part.hyperparameters)] * len(own), own
-            inner = trained_parts(learner, *of_part, dataset)
-            data_of = [0] * len(own)
-            trainer = Trainer(learner, *of_part, [dataset], data_of, None, all_updates=part.updates, parts=inner)
-            trainer.advance(part.updates)
-            if (trainer.diverged_at >= 0).any():
-                raise UserError(f"The {name} policy, trained by '{part.algorithm}' for '{method.name}', diverged.")
-            for run in runs:
-                policies[run] = trainer.policy(own.index(seeds[run]))
-        trained[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *policies)
-    return trained
+        returns = None if trainer.env is None else trainer.evaluate(episodes)["return"]
+        yield Chunk(end, metrics, returns, rate)
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
@@ -321,140 +275,6 @@ def _finite(tree: Any) -> chex.Array:
 
 def _first(diverged_at: chex.Array, finite: chex.Array, update: chex.Array) -> chex.Array:
     return jnp.where((diverged_at < 0) & ~finite, update, diverged_at)
-
-
-def make_algorithm(name: str, spec: TaskSpec, **hyperparameters: Any) -> Algorithm:
-    """Makes a method as pure functions, its hyperparameters checked.
-
-    Raises:
-        UserError: for an unknown method, or hyperparameters that make no sense.
-    """
-    method = algorithms.find(name)
-    return method.make(method.configure(spec, hyperparameters), spec)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The result of `train`: R runs, in the order of `configs` and `seeds`.
-
-    Attributes:
-        configs: the hyperparameters of each run.
-        seeds: the seed of each run.
-        updates: (E,) updates after which the policies were evaluated.
-        returns: (E, R) mean return of each evaluation, in units of the task; NaN of runs that have diverged.
-        scores: (E, R) normalised returns; None where the task has no reference.
-        metrics: each (E, R) or, with a number for each agent, (E, R, N): means over the updates before each evaluation;
-            NaN where a run does not have it.
-        diverged_at: (R,) the first update of each run that was not finite, or -1.
-        options: constructor arguments of the task that the data were made with.
-        trainers: for each run its trainer, to evaluate further or to go on, and its number there.
-    """
-
-    configs: list[Any]
-    seeds: list[int]
-    updates: np.ndarray
-    returns: np.ndarray
-    scores: np.ndarray | None
-    metrics: dict[str, np.ndarray]
-    diverged_at: np.ndarray
-    options: dict[str, Any]
-    trainers: list[tuple[Trainer, int]]
-
-    def save_policy(self, run: int, path: str | pathlib.Path) -> None:
-        """Writes the policy of one run as it is now, to be read by `load_policy` and by `omarl evaluate`.
-
-        Raises:
-            UserError: if the file cannot be written.
-        """
-        trainer, number = self.trainers[run]
-        policy, metadata = trainer.policy(number), {"options": self.options}
-        export.save_policy(path, trainer.method.name, self.configs[run], trainer.spec, policy, metadata)
-
-
-def train(
-    algorithm: str,
-    dataset: Dataset,
-    seeds: int | Sequence[int] = 1,
-    updates: int | None = None,
-    evaluations: int = 20,
-    episodes: int = 32,
-    env: MultiAgentEnv | None = None,
-    preset: bool = True,
-    **hyperparameters: Any,
-) -> Result:
-    """Trains a method on a dataset: all seeds, and all values of float hyperparameters, in one program.
-
-    `omarl train` with the same arguments gives the same numbers. A run that diverges stops alone, with a warning. On
-    accelerators, matrices are multiplied with the precision of `jax_default_matmul_precision`, which the command line
-    sets to float32.
-
-    Args:
-        algorithm: the name of the method or variant.
-        dataset: the data.
-        seeds: how many, or which.
-        updates: gradient steps of every network; by default the published number, which `omarl_jax.preset` gives.
-        evaluations: how often to evaluate, evenly spread; fewer where updates are few.
-        episodes: of each evaluation.
-        env: the task to evaluate on; by default the one the data was made on.
-        preset: whether hyperparameters that are not given are those published for the dataset's task and recipe;
-            otherwise they are the method's defaults.
-        **hyperparameters: a list of values spans a grid.
-
-    Raises:
-        UserError: for unknown names, values that make no sense, and data that are not valid.
-    """
-    validate(dataset)
-    method = algorithms.find(algorithm)
-    published = presets.preset(algorithm, dataset.spec.name, str(dataset.metadata.get("recipe")))
-    usual = published.overrides if preset else {}
-    points = [method.configure(dataset.spec, usual | point) for point in algorithms.spanned(hyperparameters)]
-    each = list(range(seeds)) if isinstance(seeds, numbers.Integral) else [*seeds]  # type: ignore[misc]
-    check_seeds(each)
-    updates = published.updates if updates is None else updates
-    check_positive(updates=updates, evaluations=evaluations, episodes=episodes, seeds=len(each))
-    updates, evaluations, episodes = int(updates), int(evaluations), int(episodes)
-    configs, run_seeds = zip(*itertools.product(points, (int(seed) for seed in each)), strict=True)
-    options = dataset.metadata.get("options", {})
-    if env is None:
-        require_trusted_task(dataset.spec.name, allow_import=False)
-        env = make_env(dataset.spec.name, **options)
-    validate_task(env.task_spec, dataset.spec, "The environment")
-
-    groups: dict[Any, list[int]] = {}
-    for run, config in enumerate(configs):
-        groups.setdefault(jax.tree.structure(config), []).append(run)
-    ends = chunk_ends(updates, evaluations)
-    returns, diverged_at = np.empty((len(ends), len(configs))), np.empty(len(configs), int)
-    metrics: dict[str, np.ndarray] = {}
-    trainers: dict[int, tuple[Trainer, int]] = {}
-    for runs in groups.values():
-        own = [configs[run] for run in runs], [run_seeds[run] for run in runs]
-        parts = trained_parts(method, *own, dataset)
-        trainer = Trainer(method, *own, [dataset], [0] * len(runs), env, all_updates=updates, parts=parts)
-        for row, chunk in enumerate(fit(trainer, updates, evaluations, episodes)):
-            returns[row, runs] = chunk.returns.mean(axis=1)
-            for name, values in chunk.metrics.items():
-                shape = (*returns.shape, *values.shape[1:])
-                metrics.setdefault(name, np.full(shape, np.nan))[row, runs] = values
-        diverged_at[runs] = trainer.diverged_at
-        trainers |= {run: (trainer, number) for number, run in enumerate(runs)}
-
-    diverged = (diverged_at >= 0) & (diverged_at < np.array(ends)[:, None])
-    if diverged.any():
-        which = ", ".join(f"{run} at update {at}" for run, at in enumerate(diverged_at) if at >= 0)
-        warnings.warn(f"Runs of '{algorithm}' diverged (run {which}); they have no returns from then on.", stacklevel=2)
-    returns = np.where(diverged, np.nan, returns)
-    return Result(
-        configs=list(configs),
-        seeds=list(run_seeds),
-        updates=np.array(ends),
-        returns=returns,
-        scores=None if env.reference is None else env.reference.normalise(returns),
-        metrics=metrics,
-        diverged_at=diverged_at,
-        options=options,
-        trainers=[trainers[run] for run in range(len(configs))],
-    )
 
 
 def chunk_ends(updates: int, evaluations: int) -> list[int]:

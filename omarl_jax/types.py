@@ -103,7 +103,7 @@ class Context(NamedTuple):
 
     stats: Stats
     updates: chex.Array | int = 1_000_000
-    parts: Mapping[str, Any] = _NONE
+    parts: Mapping[str, Any] = {}  # a mapping that JAX knows; nobody writes into it
 
 
 class Part(NamedTuple):
@@ -112,12 +112,14 @@ class Part(NamedTuple):
     Attributes:
         algorithm: the method that trains it.
         hyperparameters: those that differ from the method's defaults.
-        updates: of its training.
+        updates: the most that it is trained for.
+        metric: the metric of the method by which it is chosen: the policy with the lowest on held-out episodes.
     """
 
     algorithm: str
     hyperparameters: Mapping[str, Any]
     updates: int
+    metric: str = "policy_loss"
 
 
 class Needs(NamedTuple):

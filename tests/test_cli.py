@@ -5,9 +5,12 @@ import inspect
 import io
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
+import tomllib
+import warnings
 
 import jax
 import numpy as np
@@ -16,7 +19,7 @@ from omarl_envs import make
 from rich.console import Console
 
 import omarl_jax.sweep
-from omarl_jax import cli, grid, load_dataset, rollout, train
+from omarl_jax import cli, grid, load_dataset, rollout, save_dataset, train
 from omarl_jax.cli import sweep as cli_sweep
 from omarl_jax.cli import terminal
 from omarl_jax.cli import train as cli_train
@@ -158,6 +161,28 @@ def test_the_time_left_is_shown_however_long_a_chunk_takes_and_narrow_the_termin
         assert whole in shown
 
 
+def test_in_a_notebook_progress_is_one_line_that_moves(monkeypatch, tmp_path):
+    """`!omarl` writes to what looks like a terminal, but a notebook does not move up to earlier lines."""
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    monkeypatch.setattr(cli_sweep, "console", screen)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+
+    def sweep(grid, out, show, wandb):
+        show(1, Report(500, 18.0, "score", 3.0))
+        return {}
+
+    monkeypatch.setattr(omarl_jax.sweep, "sweep", sweep)
+    block = {"tasks": ["particle/spread"], "datasets": ["random"], "algorithms": ["bc", "cql"], "updates": 1000}
+    assert cli_sweep.train_grid(grid.make_grid({"block": [block]}), tmp_path) == 1
+    shown = screen.file.getvalue()
+    assert "500/2000" in shown
+    assert shown.count("\n") == 1
+    assert "\x1b[1A" not in shown  # the cursor moves up
+    monkeypatch.delenv("JPY_PARENT_PID")
+    assert cli_sweep.train_grid(grid.make_grid({"block": [block]}), tmp_path) == 1
+    assert "\x1b[1A" in screen.file.getvalue()
+
+
 def test_training_to_a_gif(monkeypatch, capsys, tmp_path):
     arguments = "train bc particle/spread random --seeds 0 1 --lr 0.01 0.001 --updates 4 --size 500 --evaluations 1"
     arguments += f" --batch-size 16 --hidden 8 --out {tmp_path}"
@@ -244,9 +269,9 @@ def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, cap
     assert code == 0, err
     assert "matrix/xor: random" in out
     score = f"{100 * (mean - 0.5) / 0.5:.1f}"
-    facts = {"transitions": "100", "terminal transitions": "100", "truncated transitions": "0", "return": f"{mean:.4g}"}
-    for name, value in (facts | {"normalised mean score": score}).items():
-        assert re.search(rf"^ *{name} +{value} *$", out, re.MULTILINE), name
+    facts = {"transitions": "100", "terminal transitions": "100", "truncated transitions": "0"}
+    for name, value in (facts | {"mean return": f"{mean:.4g}", "normalised mean score": score}).items():
+        assert re.search(rf"^- {name}.*: {value}$", out, re.MULTILINE), name
     rewards = np.load(data / "rewards.npy")
     rewards[0] = 1.0 - rewards[0]
     np.save(data / "rewards.npy", rewards)
@@ -254,6 +279,35 @@ def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, cap
     assert code == 1
     assert "whole" not in out
     assert "rewards" in err
+
+
+def test_data_on_disk_are_checked_before_anything_is_trained(monkeypatch, capsys, tmp_path):
+    dataset = load_dataset("particle/spread", "random", size=50)
+    obs = np.array(dataset.rows.obs)
+    obs[30, 2, 7] = np.nan  # after the 25 steps of the first episode comes its final observation
+    monkeypatch.setattr("omarl_jax.data.storage.validate", lambda dataset: None)
+    save_dataset(dataclasses.replace(dataset, rows=dataset.rows._replace(obs=obs)), tmp_path / "data")
+    monkeypatch.undo()
+    words = ["train", "bc", "particle/spread", str(tmp_path / "data"), "--updates", "2", "--seeds", "0", "1"]
+    code, _, err = run(monkeypatch, capsys, *words, "--out", str(tmp_path / "out"))
+    assert code == 1
+    line = err.strip().splitlines()[-1]
+    assert "and 1 more" in line and f"In '{tmp_path / 'data'}': " in line
+    assert line.endswith("obs holds nan in episode 1, step 4, agent 2, entry 7 (counted from 0): it must be finite.")
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_doubtful_ends_are_told_on_one_line(monkeypatch, capsys, tmp_path):
+    dataset = load_dataset("particle/spread", "random", size=50)
+    rows = dataset.rows._replace(terminal=dataset.rows.truncated[:, None].repeat(3, axis=1))
+    with pytest.warns(UserWarning, match="ends as terminal"):
+        save_dataset(dataclasses.replace(dataset, rows=rows), tmp_path / "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, out, err = run(monkeypatch, capsys, "data", "verify", str(tmp_path / "data"))
+    assert code == 0 and "is whole" in out
+    (line,) = err.splitlines()
+    assert line.startswith("warning: Every episode of 'particle/spread' that reaches the time limit, 25 steps, ends as")
 
 
 def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys):
@@ -391,16 +445,50 @@ def test_run_folders_of_versions_before_are_refused(monkeypatch, capsys, tmp_pat
     for arguments in (["evaluate", str(folder)], ["report", str(tmp_path)]):
         code, _, err = run(monkeypatch, capsys, *arguments)
         assert code == 1
-        assert "old' was written by omarl_jax before 0.2, and that reads it." in err
+        assert "config.json' was written by omarl_jax before 0.2, and that reads it." in err
 
 
-def test_importing_is_light():
-    script = (
-        "import sys, omarl_jax, omarl_jax.cli; "
-        "print([m for m in ('jumanji', 'wandb', 'matplotlib', 'flax', 'jax') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("program", "light"),
+    [
+        ("import omarl_jax", set()),
+        (
+            "from omarl_jax.cli import main; main()",
+            {"docstring_parser", "rich", "typeguard", "typing_extensions", "tyro"},
+        ),
+    ],
+)
+def test_importing_and_help_load_no_large_library(program, light):
+    script = f"""
+import sys
+before = {{name.partition(".")[0] for name in sys.modules}}
+sys.argv = ["omarl", "--help"]
+try:
+    {program}
+finally:
+    after = {{name.partition(".")[0] for name in sys.modules}}
+    print(*sorted(after - before - sys.stdlib_module_names), file=sys.stderr)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    loaded = set(done.stderr.split())
+    assert "omarl_jax" in loaded
+    assert loaded - {"omarl_jax", "pygments", "markdown_it", "mdurl"} <= light
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert run(monkeypatch, capsys, "--version") == (0, f"omarl_jax {project['version']}\n", "")
+
+
+def test_what_terminals_take_as_orders_is_shown_as_text(monkeypatch, capsys, tmp_path):
+    """A dataset of somebody else says whatever it likes."""
+    made = load_dataset("matrix/xor", "random", size=10)
+    made.metadata["behaviour"] = "\x1b]0;owned\x07 \x9b2J \r[bold]pilots"
+    save_dataset(made, tmp_path / "data")
+    code, out, _ = run(monkeypatch, capsys, "data", "card", str(tmp_path / "data"))
+    assert code == 0
+    assert "[bold]pilots" in out
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(out)
 
 
 @pytest.mark.parametrize("verb", [["train", "omiga", "matrix/xor", "random"], ["sweep", "grid.toml"]])

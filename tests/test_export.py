@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs.spec import TaskSpec
@@ -43,7 +44,9 @@ def rewritten(path, drop=(), **changes):
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files if name not in drop}
     if "header" in changes:
-        arrays["header"] = np.array(json.dumps(json.loads(str(arrays["header"])) | changes.pop("header")))
+        header = json.loads(str(arrays["header"])) | changes.pop("header")
+        del header["sha256"]
+        arrays["header"] = np.array(json.dumps(header))
     np.savez(path, **(arrays | changes))
 
 
@@ -118,7 +121,6 @@ DAMAGE = {
     "a pickle": lambda path: np.savez(path, header=np.array(Harmful(), dtype=object)),
     "a header that is no JSON": lambda path: np.savez(path, header=np.array("{")),
     "a header that is a list": lambda path: np.savez(path, header=np.array("[1]")),
-    "a folder": lambda path: path.unlink() or path.mkdir(),
 }
 
 
@@ -126,7 +128,7 @@ DAMAGE = {
 def test_what_is_no_policy_is_refused(saved, damage):
     damage(saved)
     with pytest.raises(
-        UserError, match=r"^'[^\n]*policy\.npz' (is not a policy of this package|cannot be read:) [^\n]*$"
+        UserError, match=r"^'[^\n]*policy\.npz' (is not a policy of this package|is damaged|cannot be read:)[^\n]*$"
     ):
         load_policy(saved)
 
@@ -134,6 +136,8 @@ def test_what_is_no_policy_is_refused(saved, damage):
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match=r"^There is no policy '.*gone\.npz'\.$"):
         load_policy(tmp_path / "gone.npz")
+    with pytest.raises(UserError, match=r"^There is no policy in '.*', or the run there has not finished\.$"):
+        load_policy(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -291,3 +295,29 @@ def test_the_task_of_a_file_is_not_imported_either(tmp_path, monkeypatch, capsys
         cli.main()
     assert written.exists()  # it was imported; it has no such task
     assert "There is no task 'a_task.task/x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("obs", "said"),
+    [
+        (np.zeros((4, 2, 3)), r"obs must have shape \(2, 3\), not \(4, 2, 3\); of a batch"),
+        (np.zeros(3), r"not \(3,\); all agents act together"),
+        (np.zeros((2, 5)), r"obs must have shape \(2, 3\), not \(2, 5\)\."),
+        ("left", r"obs must be numbers of shape \(2, 3\)"),
+        ([[1, 2], [3]], r"obs must be numbers of shape \(2, 3\)"),
+    ],
+)
+def test_what_is_not_one_step_of_the_task_is_refused(saved, obs, said):
+    loaded = load_policy(saved)
+    with pytest.raises(UserError, match=said):
+        loaded.act(obs)
+
+
+def test_acting_takes_lists_and_compiles_once(saved):
+    loaded = load_policy(saved)
+    first = loaded.act(OBS)
+    for obs in (OBS, OBS.tolist(), OBS.astype(np.float64), jnp.asarray(OBS)):
+        np.testing.assert_array_equal(loaded.act(obs), first)
+    assert loaded._step._cache_size() == 1
+    with pytest.raises(UserError, match="carry must be what"):
+        loaded.step(OBS, None, np.zeros(3))

@@ -123,7 +123,7 @@ def test_a_new_method_learns_a_new_task(added, monkeypatch, tmp_path, capsys):
         "train a_new_package.mean_action a_new_package.task/half random --size 20000 --updates 20 --rate 0.1 0.2"
     )
     assert omarl(monkeypatch, *arguments.split(), "--seeds", "0", "1", "--out", str(out)) == 0
-    runs = load_runs(out / "runs")
+    runs, _ = load_runs(out / "runs")
     assert sorted(run.config["rate"] for run in runs) == [0.1, 0.1, 0.2, 0.2]
     for run in runs:
         assert run.scores(run.final_returns).mean() == pytest.approx(100 * (1 - 1 / (7 / 3)), abs=3)

@@ -1,136 +1,154 @@
-"""Frozen parts: policies that are trained before, on the same data, for methods that start from them."""
+"""Frozen parts: what is chosen on held-out episodes, and that runs share it, in memory and on disk."""
 
-import logging
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omarl_jax import UserError, algorithms, load_dataset, load_policy, train, training
-from omarl_jax.placement import Placement
-from omarl_jax.training import Trainer, trained_parts
-from omarl_jax.types import Algorithm, Needs, Part, config
+from omarl_jax import Dataset, UserError, algorithms, load_dataset, load_policy, parts, train
+from omarl_jax.grid import make_grid
+from omarl_jax.parts import split_episodes, train_parts
+from omarl_jax.report.load import load_runs
+from omarl_jax.sweep import sweep
+from omarl_jax.training import Trainer, chunk_ends
 
+SMALL: dict[str, Any] = {"hidden": (4,), "mixer_hidden": 4, "batch_size": 8, "behaviour_updates": 40}
 METHOD = algorithms.find("omcda")
-SMALL = {"hidden": (8,), "mixer_hidden": 4, "batch_size": 16, "behaviour_updates": 20}
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    return load_dataset("particle/spread", "random", size=1_000)
+def data() -> Dataset:
+    return load_dataset("matrix/climbing", "random", size=60)
 
 
-def equal(a, b, tolerance=0.0):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+def config(data: Dataset, **changes: Any) -> Any:
+    return METHOD.configure(data.spec, SMALL | changes)
 
 
-@pytest.mark.parametrize("input_norm", ["none", "dataset"])
-def test_a_part_is_what_its_own_method_learns_from_the_runs_data_with_the_runs_seed(dataset, input_norm):
-    made = METHOD.configure(dataset.spec, SMALL | {"input_norm": input_norm})
-    part = METHOD.make(made, dataset.spec).needs.parts["behaviour"]
-    parts = trained_parts(METHOD, [made] * 3, [5, 3, 5], dataset)
-    alone = train(
-        part.algorithm,
-        dataset,
-        seeds=[3, 5],
-        updates=20,
-        evaluations=1,
-        episodes=1,
-        preset=False,
-        **part.hyperparameters,
-    )
-    policies = {seed: trainer.policy(run) for seed, (trainer, run) in zip(alone.seeds, alone.trainers, strict=True)}
-    for run, seed in enumerate([5, 3, 5]):
-        equal(jax.tree.map(lambda x, run=run: x[run], parts["behaviour"]), policies[seed])
+def leaves(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_equal_parts_are_trained_once(dataset, monkeypatch):
-    started = []
-
-    class Counted(Trainer):
-        def __init__(self, method, configs, seeds, *others, **options):
-            started.append((method.name, list(seeds)))
-            super().__init__(method, configs, seeds, *others, **options)
-
-    monkeypatch.setattr(training, "Trainer", Counted)
-    settings = {"updates": 4, "evaluations": 2, "episodes": 2, "preset": False}
-    result = train("omcda", dataset, seeds=2, d_tot=[0.3, 3.0], **settings, **SMALL)
-    assert started == [("bc", [0, 1]), ("omcda", [0, 1, 0, 1])]
-    trainer, _ = result.trainers[0]
-    behaviour = jax.tree.map(np.asarray, trainer.runs.state.behaviour.params)
-    for run in range(2):
-        equal(*(jax.tree.map(lambda x, i=i: x[i], behaviour) for i in (run, run + 2)))
-    assert np.abs(jax.tree.leaves(behaviour)[0][0] - jax.tree.leaves(behaviour)[0][1]).max() > 0.01
-    np.testing.assert_array_equal(trainer.runs.state.all_updates, 4)
-    for name in ("influence", "share", "budget", "kl", "alpha", "v_r", "at_bound", "kl_over_budget"):
-        assert result.metrics[name].shape == (2, 4, 3)
-    assert result.metrics["critic_loss"].shape == (2, 4)
-    np.testing.assert_allclose(result.metrics["budget"].sum(axis=-1), [[0.3, 0.3, 3.0, 3.0]] * 2, rtol=1e-5)
+def test_episodes_are_parted_whole_and_the_same_each_time() -> None:
+    data = load_dataset("particle/spread", "random", size=1000)
+    learned, held_out = split_episodes(data)
+    assert len(held_out.lengths) == 2  # 5 % of 40
+    assert len(learned.lengths) == 38
+    returns = np.concatenate([learned.episode_returns(), held_out.episode_returns()])
+    np.testing.assert_allclose(np.sort(returns), np.sort(data.episode_returns()))
+    again = split_episodes(data)[1]
+    np.testing.assert_array_equal(again.rows.obs, held_out.rows.obs)
+    with pytest.raises(UserError, match="none can be held out to choose the behaviour policy by"):
+        split_episodes(held_out_of_one(data), "behaviour")
 
 
-@pytest.mark.parametrize("name", ["omcda", "omcda_wo_dq"])
-def test_a_run_with_a_part_alone_equals_itself_among_others_and_starts_from_it(dataset, name):
-    method = algorithms.find(name)
-    configs = [method.configure(dataset.spec, SMALL | {"d_tot": d_tot}) for d_tot in (0.5, 2.0)]
-    parts = trained_parts(METHOD, configs, [0, 1], dataset)
-    alone, together = (
-        Trainer(method, configs, [0, 1], [dataset], [0, 0], None, placement, 10, parts)
-        for placement in (Placement(1, 1), Placement(2, 1))
-    )
-    for trainer in (alone, together):
-        equal(trainer.runs.state.policy, parts["behaviour"])
-        trainer.advance(2)
-        trainer.advance(2)
-    equal(alone.runs.state, together.runs.state, 1e-5)
-    with pytest.raises(AssertionError):
-        equal(together.runs.state.policy, parts["behaviour"])
-    equal(together.runs.state.behaviour, parts["behaviour"])
+def held_out_of_one(data: Dataset) -> Dataset:
+    last = int(np.flatnonzero(data.rows.closing)[0]) + 1
+    return dataclasses.replace(data, rows=jax.tree.map(lambda x: x[:last], data.rows))
 
 
-def test_a_policy_that_started_from_a_part_is_saved_and_read(dataset, tmp_path):
-    result = train("omcda", dataset, updates=2, evaluations=1, episodes=2, **SMALL)
-    result.save_policy(0, tmp_path / "team.npz")
-    obs = np.random.default_rng(0).normal(size=(3, 18)).astype(np.float32)
-    assert load_policy(tmp_path / "team.npz").act(obs).shape == (3, 2)
+def test_the_policy_is_the_likeliest_of_those_measured(data: Dataset) -> None:
+    """Trained once more here, and measured on all held-out data instead of batches."""
+    made = train_parts(METHOD, [config(data)], [3], [data], [0])["behaviour"]
+    learned, held_out = split_episodes(data)
+    part = METHOD.make(config(data), data.spec).needs.parts["behaviour"]
+    learner = algorithms.find("bc")
+    of_part = learner.configure(data.spec, part.hyperparameters)
+    trainer = Trainer(learner, [of_part], [3], [learned], [0], None, all_updates=40)
+    act = np.asarray(held_out.rows.actions)[~held_out.rows.closing]
+    policies, losses = [], []
+    for end in chunk_ends(40, parts.CHECKS):
+        trainer.advance(end - trainer.updates)
+        policy = trainer.policy(0)
+        policies.append(leaves(policy))
+        losses.append(-log_likelihood(policy, act))
+    chosen = policies.index(leaves(made))
+    assert losses[chosen] < losses[0]
+    assert losses[chosen] <= min(losses) + 0.02  # batches are drawn with replacement
 
 
-def test_a_trainer_without_the_part_says_which(dataset):
-    made = METHOD.configure(dataset.spec, SMALL)
-    with pytest.raises(UserError, match="starts from a policy that is trained before: behaviour"):
-        Trainer(METHOD, [made], [0], [dataset], [0], None)
+def log_likelihood(policy: Any, actions: np.ndarray) -> float:
+    """Of actions (V, N), by shared networks whose inputs are the constant observation and one agent's number."""
+    inputs = np.concatenate([np.ones((2, 1)), np.eye(2)], axis=1)
+    net = policy.params
+    hidden = np.maximum(inputs @ net["layer_0"]["kernel"] + net["layer_0"]["bias"], 0)
+    logits = hidden @ net["layer_1"]["kernel"] + net["layer_1"]["bias"]
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return float(np.mean([log_probs[agent, actions[:, agent]].mean() for agent in range(2)]))
 
 
-@config
-class Config:
-    lr: float = 1.0
+def test_a_part_stops_when_it_no_longer_improves(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_measurement", lambda *_: lambda trainer: np.array([float(trainer.updates)]))
+    seen: list[int] = []
+    train_parts(METHOD, [config(data)], [0], [data], [0], report=lambda _, updates: seen.append(updates))
+    assert seen == [2, 4, 6, 8, 10, 12]  # the first is the best, and five more follow
 
 
-def from_a_part_that_diverges(made, spec):
-    part = Part("bc", {"lr": 3e38, "hidden": (8,), "batch_size": 16}, updates=4)
-    return Algorithm(None, None, None, Needs(batch_size=2, parts={"teacher": part}))
+def test_equal_parts_are_shared_and_others_are_not(data: Dataset, tmp_path: Path) -> None:
+    configs = [config(data, d_tot=d_tot) for d_tot in (0.3, 3.0, 0.3)]
+    made = train_parts(METHOD, configs, [0, 0, 1], [data], [0, 0, 0], tmp_path)["behaviour"]
+    (first, second, third) = (leaves(jax.tree.map(lambda x, i=i: x[i], made)) for i in range(3))
+    assert first == second != third
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+    train_parts(METHOD, [config(data, behaviour_updates=20)], [0], [data], [0], tmp_path)
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+    alone = train("omcda", data, seeds=[1], updates=1, episodes=2, **SMALL)
+    assert leaves(alone.trainers[0][0].runs.state.behaviour) == third
 
 
-def test_a_part_that_diverges_is_named(dataset):
-    method = METHOD._replace(name="pupil", make=from_a_part_that_diverges)
-    with pytest.raises(UserError, match=r"^The teacher policy, trained by 'bc' for 'pupil', diverged\.$"):
-        trained_parts(method, [Config()], [0], dataset)
+def test_what_is_trained_already_is_read(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train_parts(METHOD, [config(data)], [0], [data], [0], tmp_path)
+    monkeypatch.setattr(parts, "_train", None)
+    assert leaves(train_parts(METHOD, [config(data)], [0], [data], [0], tmp_path)) == leaves(first)
+    (file,) = tmp_path.glob("*.npz")
+    assert load_policy(file).metadata["part"] == "behaviour"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match="cannot be read"):
+        train_parts(METHOD, [config(data)], [0], [data], [0], tmp_path)
 
 
-def test_parts_before_training_are_templates_of_those_after(dataset):
-    made = METHOD.configure(dataset.spec, SMALL | {"input_norm": "dataset"})
-    fresh = algorithms.untrained(METHOD.make(made, dataset.spec).needs.parts, dataset.spec)
-    parts = trained_parts(METHOD, [made], [0], dataset)
-    assert jax.tree.map(lambda x: x.shape[1:], parts) == jax.tree.map(jnp.shape, fresh)
-    # A method that sees standardised observations starts from what its part sees them by, too.
-    equal(Trainer(METHOD, [made], [0], [dataset], [0], None, parts=parts).runs.state.policy, parts["behaviour"])
+def test_a_killed_training_ends_with_the_same_policy(data: Dataset, tmp_path: Path) -> None:
+    whole = train_parts(METHOD, [config(data)], [0], [data], [0], tmp_path / "whole")
+    seen: list[int] = []
+
+    def stop(_: str, updates: int) -> None:
+        seen.append(updates)
+        if updates == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_parts(METHOD, [config(data)], [0], [data], [0], tmp_path / "killed", stop)
+    again = train_parts(METHOD, [config(data)], [0], [data], [0], tmp_path / "killed", stop)
+    assert seen[:5] == [2, 4, 6, 8, 10]  # and not from the beginning
+    assert leaves(again) == leaves(whole)
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.is_dir()]
 
 
-def test_the_log_says_that_observations_serve_as_the_state(dataset, caplog):
-    with caplog.at_level(logging.INFO, "omarl_jax"):
-        train("omiga", dataset, updates=1, evaluations=1, episodes=1, hidden=(8,), batch_size=4)
-        train("bc", dataset, updates=1, evaluations=1, episodes=1, hidden=(8,), batch_size=4)
-    assert caplog.messages == [
-        "Task 'particle/spread' has no state of its own: its observations in a row serve as one."
-    ]
+def test_a_sweep_trains_parts_and_names_runs_by_them(tmp_path: Path) -> None:
+    def grid(**changes: Any) -> Any:
+        block = {
+            "tasks": ["matrix/climbing"],
+            "datasets": ["random"],
+            "algorithms": ["omcda"],
+            "updates": 4,
+            "size": 60,
+            "hyperparameters": SMALL | {"hidden": [[4]], "d_tot": [0.3, 3.0]} | changes,
+        }
+        return make_grid({"evaluations": 2, "episodes": 2, "final_episodes": 2, "block": [block]})
+
+    assert not sweep(grid(), tmp_path)
+    assert len(list((tmp_path / "parts").glob("*.npz"))) == 1
+    runs, _ = load_runs(tmp_path / "runs")
+    assert len(runs) == 2
+    assert {run.name for run in grid().runs}.isdisjoint(run.name for run in grid(behaviour_updates=50).runs)
+    (first, *_) = grid().runs
+    assert dataclasses.replace(first, parts=(("behaviour", "other"),)).name != first.name
+
+
+def test_a_part_that_diverges_is_one_sentence(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "diverged_at", property(lambda self: np.array([3])))
+    with pytest.raises(UserError, match="The behaviour policy, which 'bc' trains before, diverged"):
+        train_parts(METHOD, [config(data)], [0], [data], [0])

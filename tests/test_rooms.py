@@ -50,8 +50,8 @@ def test_no_rooms_import_each_other() -> None:
 def test_each_room_knows_what_it_may() -> None:
     arrows = graph()
     assert arrows["types"] == set()
-    assert arrows["report"] <= {"errors", "files"}
-    assert arrows["data"] <= {"errors", "files", "report", "tasks", "types"}
+    assert arrows["report"] <= {"errors", "files", "schemas"}
+    assert arrows["data"] <= {"errors", "files", "report", "schemas", "tasks", "types"}
     assert arrows["rollout"] <= {"data", "networks", "types"}
     assert arrows["online"] <= {"errors", "rollout", "types"}
     assert arrows["algorithms"] <= {"errors", "files", "networks", "types"}

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
+import filelock
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,10 +84,10 @@ def test_a_grid_is_the_product_of_its_lists(grid):
         ('"particle/spread"', '"particle/spred"', "'particle/spread'"),
         ('["random"]', '["randm"]', "'random'"),
         ("lr =", "lrr =", "'lr'"),
-        ("size = 1000", "preset = 1", "preset must be true or false"),
+        ("size = 1000", "preset = 1", "preset: expected `bool`"),
         ('["bc"]', '["ccqr-cvr"]', "'ccqr-cvar'"),
         ("evaluations = 5", "evaluation = 5", "'evaluations'"),
-        ("seeds = [0, 1]", "seeds = 3", "seeds must be a list"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds: expected `array"),
         ("updates = 2000", "updates = 0", "updates must be a positive integer"),
         ("lr = [0.01, 0.001]", "lr = -1.0", "lr must be positive"),
         ("[[block]]", "[[block]", "is not a grid file"),
@@ -125,7 +127,7 @@ def test_a_killed_sweep_ends_with_the_same_numbers(grid, tmp_path):
                 for key in a.files:
                     np.testing.assert_array_equal(a[key], b[key])
         assert lines(one) == lines(two)
-    assert len(load_runs(killed / "runs")) == 4
+    assert len(load_runs(killed / "runs")[0]) == 4
 
 
 def test_a_run_on_other_data_has_another_name(grid, tmp_path, monkeypatch):
@@ -161,6 +163,7 @@ def test_a_folder_is_taken_as_it_is(grid, tmp_path):
     (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "cache")
     assert dataset.metadata["comparable"]
     amended = json.loads((data / "dataset.json").read_text())
+    del amended["sha256"]
     amended["metadata"] |= {"random": 0.0, "expert": 1.0, "comparable": False}
     (data / "dataset.json").write_text(json.dumps(amended))
     (dataset,) = open_datasets(env, runs[0], [0], tmp_path / "cache")
@@ -178,6 +181,7 @@ def test_a_group_is_resumed_as_it_started_or_not_at_all(grid, tmp_path, monkeypa
     grid.write_text(grid.read_text().replace("episodes = 5", "episodes = 4", 1))
     (file,) = (tmp_path / "out" / "groups").glob("*/group.json")
     start = json.loads(file.read_text())
+    del start["sha256"]
     file.write_text(json.dumps(start | {"data": [start["data"][0], "other"]}))
     assert "started on other data" in one_reason(grid, tmp_path)
 
@@ -255,7 +259,7 @@ def test_the_folder_of_another_version_is_refused_before_anything_is_trained(gri
     old = tmp_path / "out" / "runs" / "of-yesterday"
     old.mkdir(parents=True)
     (old / "config.json").write_text('{"algorithm": "bc", "rounds": 4}')
-    with pytest.raises(UserError, match=r"of-yesterday' was written by omarl_jax before 0\.2"):
+    with pytest.raises(UserError, match=r"of-yesterday/config.json' was written by omarl_jax before 0\.2"):
         run_sweep(read_grid(grid), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs"]
 
@@ -320,3 +324,63 @@ def one_reason(grid, tmp_path):
 def lines(folder: pathlib.Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "updates_per_second"} for row in rows]
+
+
+def test_settings_of_finished_runs_must_be_the_same(grid, tmp_path):
+    grid.write_text(GRID.replace("updates = 2000", "updates = 4").replace("evaluations = 5", "evaluations = 2"))
+    assert not run_sweep(read_grid(grid), tmp_path / "out")
+    usual = read_grid(grid)
+    for setting in ("evaluations", "episodes", "final_episodes"):
+        other = dataclasses.replace(usual, **{setting: 1})
+        with pytest.raises(
+            UserError, match=r"is finished, with 2 evaluations of 4 episodes and \d+ final episodes, not"
+        ):
+            run_sweep(other, tmp_path / "out")
+    assert not run_sweep(usual, tmp_path / "out")
+
+
+def test_another_process_on_the_same_runs_is_one_sentence(grid, tmp_path):
+    grid.write_text(GRID.replace("updates = 2000", "updates = 4"))
+    usual = read_grid(grid)
+    (group, *_) = run_groups(usual.runs)
+    with filelock.FileLock(tmp_path / "out" / "locks" / group[0].name):
+        failed = run_sweep(usual, tmp_path / "out")
+    assert set(failed) == {run.name for run in group}
+    assert set(failed.values()) == {
+        f"Another process trains these runs in '{tmp_path / 'out'}': wait for it, or choose another folder."
+    }
+    assert not run_sweep(usual, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "as_written"),
+    [
+        ({"lr": np.float32(0.5)}, {"lr": 0.5}),
+        ({"lr": np.array(0.5)}, {"lr": 0.5}),
+        ({"batch_size": np.int64(16)}, {"batch_size": 16}),
+        ({"batch_size": 16.0}, {"batch_size": 16}),
+        ({"lr": np.array([0.5, 0.25])}, {"lr": [0.5, 0.25]}),
+        ({"lr": jnp.array([0.5, 0.25])}, {"lr": [0.5, 0.25]}),
+        ({"hidden": [np.array([8, 4])]}, {"hidden": [[8, 4]]}),
+    ],
+)
+def test_numbers_are_taken_as_people_have_them(given, as_written):
+    one, other = (
+        make_grid(
+            {
+                "seeds": seeds,
+                "block": [
+                    {
+                        "tasks": ["matrix/xor"],
+                        "datasets": ["random"],
+                        "algorithms": ["bc"],
+                        "updates": updates,
+                        "size": updates,
+                        "hyperparameters": hyperparameters,
+                    }
+                ],
+            }
+        )
+        for seeds, updates, hyperparameters in (([np.int64(1)], 4.0, given), ([1], 4, as_written))
+    )
+    assert [run.name for run in one.runs] == [run.name for run in other.runs]

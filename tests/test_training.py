@@ -14,7 +14,7 @@ import pytest
 from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import UserError, algorithms, load_dataset, make_algorithm, make_env, online, rollout, train
+from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_algorithm, make_env, online, rollout, train
 from omarl_jax.algorithms import Method
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data.dataset import Dataset, EpisodeStore
@@ -225,6 +225,29 @@ def test_counts_must_be_positive_integers(dataset):
             train("bc", dataset, **{"updates": 2} | wrong)
     with pytest.raises(UserError, match="empty list"):
         train("bc", dataset, lr=[])
+    with pytest.raises(UserError, match=r"seeds must differ, which \[0, 1, 0\] do not"):
+        train("bc", dataset, seeds=[0, 1, 0])
+
+
+def test_numbers_are_taken_as_people_have_them(dataset):
+    """Of NumPy, whole floats, and with fewer updates than evaluations are usual."""
+    result = train(
+        "bc", dataset, seeds=np.int64(2), updates=3.0, episodes=np.array(2), batch_size=np.int64(16), hidden=(4,)
+    )
+    assert result.seeds == [0, 1]
+    assert result.updates.tolist() == [1, 2, 3]
+    assert train("bc", dataset, seeds=np.array([3]), updates=1, episodes=2, batch_size=16.0, hidden=(4,)).seeds == [3]
+
+
+def test_a_policy_keeps_the_options_of_the_task_it_was_evaluated_on(tmp_path):
+    env = make_env("particle/spread", n_agents=2)
+    data = load_dataset("particle/spread", "random", size=50, n_agents=2)
+    data = dataclasses.replace(data, metadata={})  # as of somebody's own log
+    result = train("bc", data, updates=1, episodes=2, env=env, hidden=(4,), batch_size=8)
+    result.save_policy(0, tmp_path / "policy.npz")
+    assert load_policy(tmp_path / "policy.npz").metadata["options"] == {"n_agents": 2}
+    with pytest.raises(UserError, match=r"There are 1 runs, so run must be below that, not 5\."):
+        result.save_policy(5, tmp_path / "policy.npz")
 
 
 @pytest.mark.parametrize("action", [np.nan, 5.0])
@@ -232,7 +255,7 @@ def test_train_refuses_bad_data(dataset, action):
     actions = np.array(dataset.rows.actions)
     actions[3, 1, 0] = action
     bad = dataclasses.replace(dataset, rows=dataset.rows._replace(actions=actions))
-    with pytest.raises(UserError, match=r"Row 3 of the dataset's actions"):
+    with pytest.raises(UserError, match=r"dataset's actions holds .* in episode 0, step 3, agent 1, entry 0 "):
         train("bc", bad, updates=1, evaluations=1)
 
 

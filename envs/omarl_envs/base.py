@@ -1,15 +1,31 @@
 """The environment interface: a jumanji environment whose agents are an array axis."""
 
+import builtins
+import warnings
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import chex
 import jax.numpy as jnp
-from jumanji import specs
-from jumanji.env import Environment
-from jumanji.types import StepType, TimeStep
 
 from omarl_envs.spec import ScoreReference, TaskSpec
+
+__all__ = ["MultiAgentEnv", "Observation", "TimeStep"]
+
+# In a notebook jumanji would choose another backend of matplotlib, and fail if the package ipympl is missing. The tqdm
+# that it imports would warn if ipywidgets is.
+_ipython = builtins.__dict__.pop("__IPYTHON__", None)
+try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from jumanji import specs
+        from jumanji.env import Environment
+        from jumanji.types import StepType, TimeStep
+finally:
+    if _ipython is not None:
+        builtins.__dict__["__IPYTHON__"] = _ipython
 
 
 class Observation(NamedTuple):
@@ -39,11 +55,13 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
     Attributes:
         task_spec: the sizes of the task.
         reference: the returns that scores are normalised with, or None where there are none.
+        options: constructor arguments that `make` was given.
         time_limit_is_terminal: report the time limit as a termination (discount 0), as some published code does.
     """
 
     task_spec: TaskSpec
     reference: ScoreReference | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
     time_limit_is_terminal: bool = False
 
     @property

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 import numpy as np
-from jumanji.types import TimeStep
 
-from omarl_envs.base import MultiAgentEnv, Observation
+from omarl_envs.base import MultiAgentEnv, Observation, TimeStep
 from omarl_envs.spec import ScoreReference, TaskSpec
 
 XOR = ((0.0, 1.0), (1.0, 0.0))

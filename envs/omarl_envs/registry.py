@@ -58,7 +58,9 @@ def make(name: str, **kwargs: object) -> MultiAgentEnv:
         expected, words = _NUMBERS.get(kind, (object, "anything"))
         if not isinstance(value, expected) or (isinstance(value, bool) and kind in (int, float)):
             raise TypeError(f"{option} of '{name}' must be {words}, not {value!r}.")
-    return constructor(**kwargs)
+    env = constructor(**kwargs)
+    env.options = kwargs
+    return env
 
 
 def defaults(name: str) -> dict[str, object]:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal, NamedTuple
 
+_MOST = 10**7  # of anything that networks and data have an axis for
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
@@ -22,7 +24,7 @@ class TaskSpec:
         action_dims: (N,) the action size of each agent where they differ, else empty.
 
     Raises:
-        ValueError: if sizes of single agents do not fit N, O and A.
+        ValueError: if a size is not positive, or sizes of single agents do not fit N, O and A.
     """
 
     name: str
@@ -37,6 +39,9 @@ class TaskSpec:
     action_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("n_agents", "obs_dim", "action_dim", "state_dim", "episode_length"):
+            if not 1 <= (size := getattr(self, name)) <= _MOST:
+                raise ValueError(f"{name} of task '{self.name}' must be from 1 to {_MOST:,}, not {size}.")
         for name, largest in (("obs_dims", self.obs_dim), ("action_dims", self.action_dim)):
             sizes = tuple(getattr(self, name))  # JSON has lists only
             if sizes and (len(sizes) != self.n_agents or min(sizes) < 1 or max(sizes) != largest):

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
-from jumanji.types import TimeStep
 
-from omarl_envs.base import MultiAgentEnv, Observation
+from omarl_envs.base import MultiAgentEnv, Observation, TimeStep
 from omarl_envs.spec import TaskSpec
 
 if TYPE_CHECKING:

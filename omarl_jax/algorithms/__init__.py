@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from omarl_jax.algorithms._build import build
-from omarl_jax.errors import UserError, unknown
+from omarl_jax.errors import UserError, python_value, unknown
 from omarl_jax.files import require_trusted
 from omarl_jax.types import Algorithm, Context, Part, Stats, TaskSpec
 
@@ -94,6 +94,12 @@ class Method(NamedTuple):
         self.validate(config, spec)
         return config
 
+    def identity(self, config: Any, spec: TaskSpec) -> dict[str, Any]:
+        """What a config makes of the method: JSON values that differ if its numbers may."""
+        parts = {name: part_identity(part, spec) for name, part in self.make(config, spec).needs.parts.items()}
+        own = {"method": self.base, "version": self.version, "config": self.changes(config)}
+        return own | ({"parts": parts} if parts else {})
+
     def changes(self, config: Any) -> dict[str, Any]:
         """The hyperparameters of a config that differ from the defaults of the base method."""
         values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
@@ -155,6 +161,13 @@ def _variant(name: str) -> Method:
     )
 
 
+def part_identity(part: Part, spec: TaskSpec) -> dict[str, Any]:
+    """What a frozen part is, as `Method.identity` says it of methods."""
+    method = find(part.algorithm)
+    config = method.configure(spec, part.hyperparameters)
+    return method.identity(config, spec) | {"updates": part.updates, "metric": part.metric}
+
+
 def untrained(parts: Mapping[str, Part], spec: TaskSpec) -> dict[str, Any]:
     """The policies of frozen parts as they are before training, by name: for templates and measurements."""
 
@@ -168,15 +181,19 @@ def untrained(parts: Mapping[str, Part], spec: TaskSpec) -> dict[str, Any]:
 
 
 def spanned(hyperparameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points of a grid: a list of values spans it, anything else is the same at every point.
+    """The points of a grid: a list or an array of values spans it, anything else is the same at every point.
 
     Raises:
         UserError: if a list is empty.
     """
-    axes = [[(name, v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in hyperparameters.items()]
+    axes = [[(name, v) for v in (vs if _is_axis(vs) else [vs])] for name, vs in hyperparameters.items()]
     if [] in axes:
         raise UserError("A hyperparameter has an empty list of values.")
     return [dict(point) for point in itertools.product(*axes)]
+
+
+def _is_axis(values: Any) -> bool:
+    return isinstance(values, list) or getattr(values, "ndim", 0) > 0  # arrays of NumPy or JAX
 
 
 def _exists(name: str) -> bool:
@@ -188,6 +205,9 @@ def _exists(name: str) -> bool:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """A value as its field wants it: Python's own type; integers may stand for floats, lists for tuples."""
+    value = python_value(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
         if isinstance(value, list | tuple | np.ndarray) and all(_is_a(part, one) for one in value):

@@ -6,8 +6,11 @@
 
 The u_m are uniform in [-1, 1]^A. With `policy_samples`, as many again are drawn around π_i(o_i) and around π_i(o'_i),
 the form that the published code uses for MuJoCo; there it subtracts the density of the noise where its logarithm
-belongs, which `published_density` reproduces. There is no target noise and no delay, as in the published code. All
-agents learn from one joint batch (published: a fresh one each).
+belongs, which `published_density` reproduces. As published, each pass of the learned policy moves the running
+statistics of batch normalisation: with `policy_samples` those of o, o' and o again, in this order, otherwise that of o
+alone. Passes of o' are no mistake, since o' is the observation of the next step; they only make the statistics follow
+the batches faster. There is no target noise and no delay, as in the published code. All agents learn from one
+joint batch (published: a fresh one each).
 
 With `centralised`, one critic, learning the mean reward, sees all observations and actions. Agent i's policy is
 evaluated with the other agents' actions from the data (`MATD3CC` in the code of Shao et al. 2023). That code, to which
@@ -94,7 +97,7 @@ def cql(config: Config, spec: TaskSpec) -> Algorithm:
         params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
 
         # --- targets ---
-        net = policy.observe(state.policy._replace(params=params), batch.obs)
+        net = policy.observe(state.policy._replace(params=params), *around, batch.obs)
         state = state._replace(
             policy=net, critic=critics, policy_optimiser=policy_optimiser, critic_optimiser=critic_optimiser
         )

@@ -11,8 +11,8 @@ The search starts at N(0, σ₀²) for every observation. `omar`, the default: e
 and moves the mean to their average weighted by softmax(Q) and the standard deviation to their spread around it (eq. 4).
 Ablations: `cem` fits both to the elites, which stay in the pool (the published code for MuJoCo); `random_shooting`
 draws as many actions uniformly. As published, π_i(o_i) and the candidates of an iteration are evaluated
-in separate passes, each with its own batch statistics. Published scores use `search_steps` 3 and K 10 (particle tasks),
-or `cem` with 2, 20 and 5 elites (MuJoCo).
+in separate passes, each with its own batch statistics; the policy's running ones move as in MA-CQL. Published scores
+use `search_steps` 3 and K 10 (particle tasks), or `cem` with 2, 20 and 5 elites (MuJoCo).
 
 Note the published c: it is 1 in five of the twelve particle datasets, which leaves no policy gradient at all. The
 published code ignores the configured γ of 0.99 on MuJoCo and uses 0.95; set `gamma` to choose.
@@ -120,7 +120,7 @@ def omar(config: Config, spec: TaskSpec) -> Algorithm:
         params, policy_optimiser, policy_metrics = policy_step(policy_loss, state.policy.params, state.policy_optimiser)
 
         # --- targets ---
-        net = policy.observe(state.policy._replace(params=params), batch.obs)
+        net = policy.observe(state.policy._replace(params=params), *around, batch.obs)
         state = state._replace(
             policy=net, critic=critics, policy_optimiser=policy_optimiser, critic_optimiser=critic_optimiser
         )

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from omarl_jax.cli.terminal import DatasetFolder, DatasetName, TaskName, console, pairs
 from omarl_jax.errors import UserError
-from omarl_jax.files import require_writable
 
 
 def collect(
@@ -69,6 +68,7 @@ def behaviour(
         option: constructor arguments of the task, as name=value.
     """
     from omarl_jax.datasets import behaviour
+    from omarl_jax.files import require_writable
     from omarl_jax.tasks import make_env
 
     require_writable(out)
@@ -95,6 +95,7 @@ def prey(task: TaskName, out: pathlib.Path, seed: int = 0, updates: int = 2_000)
         updates: one after each 100 environment steps. The bundled prey had 2,000 (tag) and 4,000 (world).
     """
     from omarl_jax.datasets import behaviour
+    from omarl_jax.files import require_writable
     from omarl_jax.tasks import make_env
 
     require_writable(out)
@@ -139,7 +140,10 @@ def card(
 
     opened = storage.load(dataset) if quality is None else load_dataset(dataset, quality, seed, size, **pairs(option))
     made = card.card(opened)
-    console.print(Markdown(made.markdown()))
+    if console.is_terminal:
+        console.print(Markdown(made.markdown()))
+    else:  # whole lines, for files and other programs
+        console.print(made.markdown(), end="", highlight=False, soft_wrap=True)
     if out is not None:
         card.write(made, out)
 
@@ -153,7 +157,7 @@ def verify(dataset: DatasetFolder) -> None:
     from omarl_jax.data import storage
 
     storage.verify(dataset)
-    console.print(f"{dataset} is whole.")
+    console.print(f"{dataset} is whole.", soft_wrap=True)
 
 
 def import_(

@@ -9,9 +9,8 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from omarl_jax.cli.terminal import console, pairs, print_paths
-from omarl_jax.errors import UserError, check_seeds
-from omarl_jax.files import read_run_config, require_trusted_task
+from omarl_jax.cli.terminal import complain, console, pairs, print_paths
+from omarl_jax.errors import UserError, whole
 
 
 def list_names() -> None:
@@ -62,22 +61,19 @@ def evaluate(
 
     from omarl_jax import rollout
     from omarl_jax.export import load_policy
+    from omarl_jax.files import require_trusted_task
     from omarl_jax.report import statistics
     from omarl_jax.report.episodes import write_gif, write_map, write_quantiles
     from omarl_jax.tasks import make_env
 
-    if episodes < 1:
-        raise UserError(f"episodes must be at least 1, not {episodes}.")
+    whole("episodes", episodes)
     if not 0 < risk <= 1:
         raise UserError(f"risk must lie in (0, 1], not {risk}.")
-    check_seeds([seed])
-    if (policy / "config.json").exists():
-        read_run_config(policy)
-    saved = load_policy(policy / "policy.npz" if policy.is_dir() else policy, allow_import=trust)
+    whole("A seed", seed, least=0, below=2**32)
+    saved = load_policy(policy, allow_import=trust)
     require_trusted_task(saved.spec.name, allow_import=trust)
     env = make_env(saved.spec.name, **(saved.metadata.get("options", {}) | pairs(option)))
-    if saved.count is not None:
-        raise UserError(f"'{policy}' holds {saved.count} policies, not one.")
+    saved.require_one()
     if env.task_spec != saved.spec:
         raise UserError(f"This policy was trained on another form of '{saved.spec.name}'; give its --option values.")
     act, carry = saved.functions
@@ -105,7 +101,7 @@ def report(
     out: pathlib.Path | None = None,
     pictures: bool = False,
     trust: bool = False,
-) -> None:
+) -> int:
     """Makes tables, curves and an HTML page of finished runs.
 
     Args:
@@ -117,10 +113,15 @@ def report(
             this runs their code.
     """
     from omarl_jax.report import print_table, write_report
-    from omarl_jax.report.load import load_runs, unfinished
+    from omarl_jax.report.load import load_runs
     from omarl_jax.report.summarise import summarise
 
-    finished = load_runs(runs)
+    finished, others = load_runs(runs)
+    damaged = {folder: reason for folder, reason in others.items() if reason}
+    for folder, reason in damaged.items():
+        complain("left out", f"{folder.name}: {reason}")
+    if unfinished := len(others) - len(damaged):
+        complain("left out", f"{unfinished} unfinished runs, which the page lists.")
     if not finished:
         raise UserError(f"There are no finished runs in '{runs}'.")
     out, drawn = out or runs / "report", None
@@ -131,6 +132,7 @@ def report(
             if trust and "." in module:
                 importlib.import_module(module)
         drawn = episodes.draw(finished, out)
-    paths = write_report(finished, out, dict.fromkeys(unfinished(runs), ""), drawn)
+    paths = write_report(finished, out, others, drawn)
     print_table(summarise(finished), console)
     print_paths(paths)
+    return 1 if damaged else 0

@@ -1,8 +1,9 @@
 """Verbs that train the runs of a grid: `sweep` and `demo`."""
 
 import math
+import os
 import pathlib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,6 +11,7 @@ from rich.table import Column
 
 from omarl_jax.cli.terminal import complain, console, print_paths
 from omarl_jax.determinism import request_deterministic_operations
+from omarl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from omarl_jax import sweep as sweeps
@@ -38,25 +40,30 @@ def sweep(
     return train_grid(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
 
 
-def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3) -> int:
+def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3, short: bool = False) -> int:
     """Makes data of cooperative navigation, trains OMAR, MA-CQL and BC, and prints how they compare.
 
     Args:
         out: folder for everything it makes.
         seeds: runs of each method.
+        short: OMAR and BC only, and too few updates to learn much: a look at everything in less than a minute.
     """
     from omarl_jax.export import load_policy
     from omarl_jax.grid import make_grid
     from omarl_jax.report.episodes import write_gif
     from omarl_jax.tasks import make_env
 
-    block = {
+    block: dict[str, Any] = {
         "tasks": ["particle/spread"],
         "datasets": ["medium-replay"],
         "algorithms": ["omar", "cql", "bc"],
         "hyperparameters": {"batch_size": [256]},  # a quarter of the published one, so that two CPU cores need minutes
     }
-    grid = make_grid({"seeds": list(range(seeds)), "evaluations": 10, "episodes": 64, "block": [block]})
+    effort = {"evaluations": 10, "episodes": 64}
+    if short:
+        block |= {"algorithms": ["omar", "bc"], "updates": 100, "size": 20_000}
+        effort |= {"evaluations": 2, "final_episodes": 64}  # as many episodes as before, so that one program plays both
+    grid = make_grid(effort | {"seeds": list(range(seeds)), "block": [block]})
     code = train_grid(grid, out)
     if code == 0:
         team = load_policy(out / "runs" / grid.runs[0].name / "policy.npz")
@@ -93,12 +100,17 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
         TimeRemainingColumn(table_column=whole.copy()),
         TextColumn("{task.fields[score]}"),
     )
+    in_notebook = "JPY_PARENT_PID" in os.environ  # it can overwrite the last line, and none before it
     # Rich estimates the time left from the last half minute, and a chunk may take longer.
-    with Progress(*columns, console=console, speed_estimate_period=math.inf) as progress:
+    with Progress(
+        *columns, console=console, speed_estimate_period=math.inf, refresh_per_second=1 if in_notebook else 10
+    ) as progress:
         work = sum(group[0].updates * len(group) for group in groups)
-        everything = progress.add_task("all runs", total=work, rate="", score="", visible=len(groups) > 1)
+        new: Any = {"rate": "", "score": ""}
+        everything = progress.add_task("all runs", total=work, visible=in_notebook or len(groups) > 1, **new)
         bars = [
-            progress.add_task(_title(group), total=group[0].updates, rate="", score="", start=False) for group in groups
+            progress.add_task(_title(group), total=group[0].updates, visible=not in_notebook, start=False, **new)
+            for group in groups
         ]
         updates = [0] * len(groups)
 
@@ -106,7 +118,7 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
             nonlocal work
             progress.start_task(bars[group])
             rate = "" if math.isnan(now.updates_per_second) else f"{now.updates_per_second:,.0f} updates/s"
-            score = "" if math.isnan(now.value) else f"{now.unit} {now.value:.1f}"
+            score = now.part if math.isnan(now.value) else f"{now.unit} {now.value:.1f}"
             progress.update(bars[group], completed=now.updates, rate=rate, score=score)
             made, updates[group] = (now.updates - updates[group]) * len(groups[group]), now.updates
             if math.isnan(now.updates_per_second):  # it was done before, and says nothing of the time left
@@ -117,19 +129,28 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
 
         failed = sweeps.sweep(grid, out, show, wandb)
     folders = [out / "runs" / run.name for run in grid.runs]
-    finished = [load_run(folder) for folder in folders if (folder / "DONE").exists()]
+    finished = []
+    for folder in (folder for folder in folders if (folder / "DONE").exists()):
+        try:
+            finished.append(load_run(folder))
+        except UserError as error:
+            failed[folder.name] = str(error)
     if finished:
-        missing = {folder: failed.get(folder.name, "") for folder in folders if not (folder / "DONE").exists()}
+        read = {run.folder for run in finished}
+        missing = {folder: failed.get(folder.name, "") for folder in folders if folder not in read}
         paths = reports.write_report(finished, out / "report", missing)
         reports.print_table(summarise(finished), console)
         print_paths(paths)
+    unplayed = [run for run in finished if run.not_evaluated]
+    for task in grouped(unplayed, lambda run: run.task):
+        complain("not evaluated", f"the policies in '{out / 'runs'}', as there is no simulator of '{task}'.")
     for run in finished:
-        if run.failure is not None:
+        if run.failure is not None and not run.not_evaluated:
             complain("no result", f"{run.folder.name}: {run.failure}")
     for reason, alike in grouped(failed.items(), lambda item: item[1]).items():
         others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         complain("failed", f"{alike[0][0]}{others}: {reason}")
-    return 0 if any(run.failure is None for run in finished) and not failed else 1
+    return 0 if any(run.failure is None or run.not_evaluated for run in finished) and not failed else 1
 
 
 def _title(group: "list[Run]") -> str:

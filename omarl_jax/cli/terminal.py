@@ -1,12 +1,13 @@
 """What the verbs share: their positional arguments, where they print, and how name=value is read."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from omarl_jax.errors import UserError
@@ -16,8 +17,47 @@ TaskName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]]
 DatasetName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATASET")]]
 DatasetFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DATASET")]]
 
-console = Console(markup=False)  # printed brackets are no markup
-errors = Console(stderr=True, markup=False)
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - set(b"\n\t"), "\ufffd")
+
+
+class _Terminal(Console):
+    """Shows texts of files, which may hold brackets and what terminals take as orders, as nothing but text."""
+
+    def __init__(self, stderr: bool = False):
+        super().__init__(stderr=stderr, markup=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=segment.text.translate(_CONTROLS))
+
+
+console = _Terminal()
+errors = _Terminal(stderr=True)
+
+WHOLE_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@WHOLE_NUMBERS.primitive_rule
+def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Integers may be written as 1e3, too."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec[int](
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _integer(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        if not (number := float(text)).is_integer():
+            raise
+        return int(number)
 
 
 def print_paths(paths: Mapping[str, Path]) -> None:

@@ -10,6 +10,7 @@ from omarl_envs.spec import ScoreReference, TaskSpec
 
 from omarl_jax.data.dataset import Dataset
 from omarl_jax.data.storage import content_hash
+from omarl_jax.data.validation import doubtful_ends
 from omarl_jax.files import replacing
 from omarl_jax.report import statistics
 from omarl_jax.report.tables import markdown_table
@@ -18,6 +19,8 @@ from omarl_jax.types import SATURATED
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BINS = 30
 _ACTION_BINS = 20
+_MOST_COLUMNS = 6  # of actions: so many are readable beside each other on 80 columns
+_LARGEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Card:
         action_counts: continuous: (N, A, bins) counts in bins of equal width over [-1, 1]; discrete: (N, A) counts.
         saturated: (N, A) share of |a| > `SATURATED`; None for discrete actions.
         obs_min, obs_max: (N, O) range of the observations, last ones included.
+        doubt: what looks like a mistake (see `validation.doubtful_ends`), or empty.
     """
 
     spec: TaskSpec
@@ -92,6 +96,7 @@ class Card:
     saturated: list[list[float]] | None
     obs_min: list[list[float]]
     obs_max: list[list[float]]
+    doubt: str
 
     def markdown(self) -> str:
         """The card as a page; it shows `card.png`, which `write` puts beside it."""
@@ -117,41 +122,35 @@ class Card:
             ("normalised mean score", score),
             ("score reference", reference),
             ("memory", f"{self.memory / 2**20:.1f} MiB"),
-            ("content hash", f"`{self.content_hash}`"),
+            ("content hash", self.content_hash),
         ]
-        columns = ["mean", "sd", "min", *(f"{100 * q:g} %" for q in QUANTILES), "max"]
-        spread = [
-            [name, *(f"{x:.4g}" for x in (d.mean, d.std, d.min, *d.quantiles, d.max))]
-            for name, d in ((_return_name(self), returns), ("episode length", lengths))
-        ]
+        names = ["mean", "sd", "min", *(f"{100 * q:g} %" for q in QUANTILES), "max"]
+        numbers = [(d.mean, d.std, d.min, *d.quantiles, d.max) for d in (returns, lengths)]
+        spread = [[name, *(f"{x:.4g}" for x in pair)] for name, *pair in zip(names, *numbers, strict=True)]
         agents = [
             [str(n), f"{self.agent_rewards[n]:.4g}", f"{min(self.obs_min[n]):.4g}", f"{max(self.obs_max[n]):.4g}"]
             for n in range(spec.n_agents)
         ]
         if self.saturated is None:
-            totals = np.sum(self.action_counts, axis=1)
-            actions = [
-                [str(n), *(f"{100 * count / totals[n]:.1f} %" for count in counts)]
-                for n, counts in enumerate(np.asarray(self.action_counts))
-            ]
-            heading, kind = "Share of each action", "action"
+            counts = np.asarray(self.action_counts)
+            heading, actions = "Share of each action", _shares(counts / counts.sum(axis=1, keepdims=True), "action")
         else:
-            actions = [[str(n), *(f"{100 * x:.1f} %" for x in shares)] for n, shares in enumerate(self.saturated)]
-            heading, kind = f"Share of |a| > {SATURATED}", "dimension"
+            heading, actions = f"Share of |a| > {SATURATED}", _shares(np.asarray(self.saturated), "dimension")
         means = [[_text(name), f"{value:.4g}"] for name, value in self.metrics.items()]
         quantities = ["## Quantities of the task", markdown_table(["", "mean of an episode"], means)] if means else []
         return "\n\n".join(
             [
                 f"# {spec.name}: {_text(self.recipe)}",
-                markdown_table(["", ""], [[name, _text(value)] for name, value in facts]),
+                "\n".join(f"- {name}: {_text(value)}" for name, value in facts),
+                *([f"**Check this:** {self.doubt}"] if self.doubt else []),
                 "![returns, actions, episode lengths and rewards](card.png)",
                 "## Distributions",
-                markdown_table(["", *columns], spread),
+                markdown_table(["", _return_name(self), "episode length"], spread),
                 *quantities,
                 "## Agents",
                 markdown_table(["agent", "mean reward", "smallest observation", "largest observation"], agents),
                 f"## {heading}",
-                markdown_table(["agent", *(f"{kind} {a}" for a in range(spec.action_dim))], actions) + "\n",
+                actions + "\n",
             ]
         )
 
@@ -204,6 +203,7 @@ def card(dataset: Dataset) -> Card:
         saturated=saturated,
         obs_min=np.asarray(rows.obs).min(axis=0).tolist(),
         obs_max=np.asarray(rows.obs).max(axis=0).tolist(),
+        doubt=doubtful_ends(dataset),
     )
 
 
@@ -223,6 +223,7 @@ def draw(card: Card) -> Figure:
         names = [f"{n}" for n in range(counts.shape[0])]
         edges = np.arange(card.spec.action_dim + 1) - 0.5
         second.set(xlabel="action", ylabel="agent")
+        second.xaxis.get_major_locator().set_params(integer=True)
     else:
         names = [f"{n}.{a}" for n in range(counts.shape[0]) for a in range(counts.shape[1])]
         counts = counts.reshape(len(names), -1)  # (N A, bins)
@@ -276,6 +277,20 @@ def _whole_bins(values: np.ndarray) -> np.ndarray:
     """Edges of at most `_BINS` bins, each with the same number of integers."""
     width = int(np.ptp(values)) // _BINS + 1
     return np.arange(values.min(), values.max() + width + 1, width) - 0.5
+
+
+def _shares(shares: np.ndarray, kind: str) -> str:
+    """A table of shares (N, A) of each agent; of many only the largest ones."""
+    n_actions = shares.shape[1]
+    if n_actions <= _MOST_COLUMNS:
+        lines = [[str(n), *(f"{100 * x:.1f} %" for x in row)] for n, row in enumerate(shares)]
+        return markdown_table(["agent", *(f"{kind} {a}" for a in range(n_actions))], lines)
+    largest = np.argsort(-shares, axis=1, kind="stable")[:, :_LARGEST]
+    lines = [
+        [str(n), ", ".join(f"{a}: {100 * row[a]:.1f} %" for a in most), f"{(row == 0).sum()} of {n_actions}"]
+        for n, (row, most) in enumerate(zip(shares, largest, strict=True))
+    ]
+    return markdown_table(["agent", f"{kind}: share, largest first", f"{kind}s at 0 %"], lines)
 
 
 def _return_name(card: Card) -> str:

@@ -82,14 +82,20 @@ class Dataset:
     Attributes:
         spec: the task it was made on.
         rows: its M rows.
-        metadata: JSON values: `recipe`, `seed`, `behaviour`, `metrics` (the task's quantities, means over episodes),
-            `mean_return`, `mean_score`, `random`, `expert` (reference returns), `reference_source`, `comparable` (with
-            the paper) …
+        metadata: JSON values, which may be empty or None: `recipe`, `seed`, `behaviour`, `metrics` (the task's
+            quantities, means over episodes), `mean_return`, `mean_score`, `random`, `expert` (reference returns),
+            `reference_source`, `comparable` (with the paper) …
     """
 
     spec: TaskSpec
     rows: EpisodeStore
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.metadata is None:
+            object.__setattr__(self, "metadata", {})
+        if not isinstance(self.metadata, dict):
+            raise UserError(f"The metadata of a dataset are a dict of JSON values, not {self.metadata!r}.")
 
     @property
     def size(self) -> int:

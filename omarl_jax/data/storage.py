@@ -4,18 +4,16 @@
     obs.npy, actions.npy one file for each field of `EpisodeStore` that is not None
 
 A directory appears whole or not at all, is opened memory-mapped, and checked when it is read. Nothing is unpickled.
-The metadata may be edited by hand (a reference score, say): the content hash covers the arrays only.
+The content hash covers the arrays only. Whoever edits the metadata by hand (a reference score, say) deletes the entry
+`sha256` of the description, which is its own digest.
 """
 
-import dataclasses
 import hashlib
-import json
-import math
 import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from omarl_envs.spec import TaskSpec
@@ -24,17 +22,10 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.data.validation import validate, validate_shapes, validate_task
 from omarl_jax.errors import UserError
 from omarl_jax.files import require_writable
+from omarl_jax.schemas import DatasetDescription, Metadata, StoredArray, convert, parse, read, to_json
 
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
-
-
-class _Array(NamedTuple):
-    """The entry of an array in `dataset.json`: dtype (`<f4`), shape, and the sha256 of its elements in C order."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    sha256: str
 
 
 def save(dataset: Dataset, folder: str | Path) -> None:
@@ -51,17 +42,12 @@ def save(dataset: Dataset, folder: str | Path) -> None:
     validate(dataset)
     arrays = _arrays(dataset.rows)
     described = {name: _describe(array) for name, array in arrays.items()}
-    description = {
-        "format": FORMAT,
-        "content_hash": _content_hash(described),
-        "spec": dataclasses.asdict(dataset.spec),
-        "metadata": dataset.metadata,
-        "arrays": {name: array._asdict() for name, array in described.items()},
-    }
+    description = DatasetDescription(FORMAT, _content_hash(described), dataset.spec, dataset.metadata, described)
     try:
-        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = to_json(description)
     except (TypeError, ValueError) as error:
         raise UserError(f"The dataset's metadata cannot be written as JSON: {error}.") from error
+    _require_sensible(parse(text, DatasetDescription, "The dataset"), "The dataset's metadata")
     require_new(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -74,7 +60,7 @@ def save(dataset: Dataset, folder: str | Path) -> None:
                 file.write(array.data)
                 _to_disk(file)
         with open(partial / _DESCRIPTION, "wb") as file:
-            file.write(text.encode() + b"\n")
+            file.write(text)
             _to_disk(file)
         _folder_to_disk(partial)
         partial.rename(folder)
@@ -105,17 +91,17 @@ def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -
         UserError: if there is no dataset, it is damaged or was changed, or it is of another task.
     """
     folder = Path(folder)
-    found, metadata, described, content = _read_description(folder)
+    described = describe(folder)
     if spec is not None:
-        validate_task(found, spec, f"The dataset in {folder}")
-    arrays = {name: _open(folder / f"{name}.npy", array) for name, array in described.items()}
+        validate_task(described.spec, spec, f"The dataset in {folder}")
+    arrays = {name: _open(folder / f"{name}.npy", array) for name, array in described.arrays.items()}
     if check:
         for name, array in arrays.items():
-            if _describe(array) != described[name]:
+            if _describe(array) != described.arrays[name]:
                 raise UserError(f"{folder / name}.npy was changed since it was written: its sha256 is another.")
-        if _content_hash(described) != content:
+        if _content_hash(described.arrays) != described.content_hash:
             raise UserError(f"{folder / _DESCRIPTION} was changed since it was written: the content hash is another.")
-    dataset = Dataset(found, EpisodeStore(**arrays), metadata)
+    dataset = Dataset(described.spec, EpisodeStore(**arrays), described.metadata)
     try:
         validate_shapes(dataset)
     except UserError as error:
@@ -140,22 +126,31 @@ def content_hash(dataset: Dataset) -> str:
     return _content_hash({name: _describe(array) for name, array in _arrays(dataset.rows).items()})
 
 
-def described_hash(folder: str | Path) -> str:
-    """The content hash in the description of a dataset on disk.
+def describe(folder: str | Path) -> DatasetDescription:
+    """The description of a dataset on disk, without its arrays.
 
     Raises:
         UserError: if there is no dataset, or its description is damaged.
     """
-    return _read_description(Path(folder))[-1]
+    path = Path(folder) / _DESCRIPTION
+    if not path.exists():
+        raise UserError(f"There is no dataset in {folder}: it has no {_DESCRIPTION}.")
+    description = read(path, DatasetDescription, FORMAT)
+    damaged = f"'{path}' is damaged, or was changed by hand"
+    _require_sensible(description, damaged)
+    required = {name for name in EpisodeStore._fields if name not in EpisodeStore._field_defaults}
+    found = set(description.arrays)
+    if wrong := (required - found) | (found - set(EpisodeStore._fields)):
+        raise UserError(f"{damaged}: its list of arrays lacks or invents {', '.join(sorted(wrong))}.")
+    return description
 
 
-def described_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata of a dataset on disk, without its arrays.
-
-    Raises:
-        UserError: if there is no dataset, or its description is damaged.
-    """
-    return _read_description(Path(folder))[1]
+def _require_sensible(description: DatasetDescription, what: str) -> None:
+    """Raises a `UserError`, which begins with `what`, unless the metadata are what readers take them for."""
+    convert(description.metadata, Metadata, what)
+    references = [description.metadata.get(name) for name in ("random", "expert")]
+    if references != [None, None] and (None in references or references[0] == references[1]):
+        raise UserError(f"{what}: random and expert must be two different numbers, or both be null.")
 
 
 def _arrays(rows: EpisodeStore) -> dict[str, np.ndarray]:
@@ -164,81 +159,27 @@ def _arrays(rows: EpisodeStore) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in present.items()}
 
 
-def _describe(array: np.ndarray) -> _Array:
-    return _Array(array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).hexdigest())
+def _describe(array: np.ndarray) -> StoredArray:
+    return StoredArray(array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).hexdigest())
 
 
-def _content_hash(described: dict[str, _Array]) -> str:
-    fields = [(name, *described[name]) for name in EpisodeStore._fields if name in described]
-    lines = [f"{name} {dtype} {'x'.join(map(str, shape))} {digest}\n" for name, dtype, shape, digest in fields]
+def _content_hash(described: dict[str, StoredArray]) -> str:
+    fields = [(name, described[name]) for name in EpisodeStore._fields if name in described]
+    lines = [f"{name} {array.dtype} {'x'.join(map(str, array.shape))} {array.sha256}\n" for name, array in fields]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_description(folder: Path) -> tuple[TaskSpec, dict[str, Any], dict[str, _Array], str]:
-    path = folder / _DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"There is no dataset in {folder}: it has no {_DESCRIPTION}.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is not JSON ({error}).") from error
-    version = description.get("format") if isinstance(description, dict) else None
-    if version != FORMAT:
-        raise UserError(f"{path} has format version {version!r}, but this version of omarl_jax reads {FORMAT}.")
-    try:
-        spec = TaskSpec(**description["spec"])
-        described = {
-            name: _Array(array["dtype"], tuple(array["shape"]), array["sha256"])
-            for name, array in description["arrays"].items()
-        }
-        metadata, content = dict(description["metadata"]), str(description["content_hash"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: an entry is missing or malformed ({error}).") from error
-    if malformed := _malformed(spec, metadata):
-        raise UserError(f"{path} is damaged: it has no sensible {', '.join(malformed)}.")
-    references = [metadata.get(name) for name in ("random", "expert")]
-    if references != [None, None] and (None in references or references[0] == references[1]):
-        raise UserError(f"{path} is damaged: random and expert must be two different numbers, or both be null.")
-    required = {name for name in EpisodeStore._fields if name not in EpisodeStore._field_defaults}
-    if not required <= set(described) <= set(EpisodeStore._fields):
-        wrong = ", ".join(sorted((required - set(described)) | (set(described) - set(EpisodeStore._fields))))
-        raise UserError(f"{path} is damaged: its list of arrays lacks or invents {wrong}.")
-    return spec, metadata, described, content
-
-
-def _malformed(spec: TaskSpec, metadata: dict[str, Any]) -> list[str]:
-    """The names of entries that hold no value of their kind."""
-
-    def is_number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-    metrics = metadata.get("metrics", {})
-    valid = {
-        "name": isinstance(spec.name, str),
-        "kind": spec.kind in ("continuous", "discrete"),
-        "state_is_obs": isinstance(spec.state_is_obs, bool),
-        "options": isinstance(metadata.get("options", {}), dict),
-        "metrics": isinstance(metrics, dict) and all(map(is_number, metrics.values())),
-    }
-    for name in ("n_agents", "obs_dim", "action_dim", "state_dim", "episode_length"):
-        valid[name] = type(getattr(spec, name)) is int and getattr(spec, name) > 0
-    for name in ("mean_return", "mean_score", "random", "expert"):
-        valid[name] = metadata.get(name) is None or is_number(metadata[name])
-    return [name for name, is_valid in valid.items() if not is_valid]
-
-
-def _open(path: Path, described: _Array) -> np.ndarray:
+def _open(path: Path, described: StoredArray) -> np.ndarray:
     try:
         mapped = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise UserError(f"The dataset in {path.parent} is incomplete: {path.name} is missing.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path} is truncated or is no array file ({error}).") from error
-    if (mapped.dtype.str, mapped.shape) != described[:2]:
+    except Exception as error:  # NumPy's reader of headers raises many kinds for damaged ones
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is truncated or is no array file ({reason}).") from error
+    if (mapped.dtype.str, mapped.shape) != (described.dtype, described.shape):
         raise UserError(
             f"{path} holds {mapped.dtype.str} of shape {mapped.shape}, "
             f"but {_DESCRIPTION} says {described.dtype} of shape {described.shape}."
@@ -259,9 +200,3 @@ def _folder_to_disk(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -1,14 +1,13 @@
-"""Checks the arrays of a dataset, and builds them from episodes."""
+"""Checks the arrays of a dataset."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
 from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.errors import UserError
-
-Field = np.ndarray | Sequence[np.ndarray]
 
 _TOLERANCE = 1e-6  # of continuous actions around [-1, 1]: float32 rounding of a squashed policy
 
@@ -36,6 +35,13 @@ def validate_shapes(dataset: Dataset) -> None:
         UserError: for the first field that disagrees.
     """
     spec, rows = dataset.spec, dataset.rows
+    if not isinstance(rows, EpisodeStore):
+        raise UserError(f"The rows of a dataset are an EpisodeStore, as from_episodes makes it, not a {_kind(rows)}.")
+    for name, array in rows._asdict().items():
+        if array is None and name not in EpisodeStore._field_defaults:
+            raise UserError(f"The dataset's {name} is missing.")
+        if array is not None and not (hasattr(array, "shape") and hasattr(array, "dtype")):
+            raise UserError(f"The dataset's {name} is a {_kind(array)}, but must be an array.")
     if spec.kind not in ("continuous", "discrete"):
         raise UserError(f"Task '{spec.name}' has actions of kind '{spec.kind}', but they are continuous or discrete.")
     if spec.state_is_obs and spec.state_dim != spec.n_agents * spec.obs_dim:
@@ -69,7 +75,10 @@ def validate(dataset: Dataset) -> None:
     terminal or truncated; otherwise a forgotten flag would let methods bootstrap beyond the end of the task.
 
     Raises:
-        UserError: for the first mistake found, with field, row, [agent, dimension] and value; all count from 0.
+        UserError: for the first mistake found, with field, value, episode, step, agent and entry.
+
+    Warns:
+        UserWarning: if the ends of episodes look like a time limit that was flagged as the end of the task.
     """
     validate_shapes(dataset)
     rows = EpisodeStore(*(None if array is None else np.asarray(array) for array in dataset.rows))
@@ -80,112 +89,74 @@ def validate(dataset: Dataset) -> None:
     starts = np.append(True, closing[:-1])  # (M,) whether an episode begins with the row
     ends = ~closing & np.append(closing[1:], True)  # (M,) whether the row is the last transition of its episode
     last = np.arange(len(closing)) == len(closing) - 1
-    _refuse("closing", closing, starts & closing, "its episode has no step")
-    _refuse("closing", closing, last & ~closing, "the last row must be a final-observation row")
+    _refuse(rows, "closing", starts & closing, "its episode has no step")
+    _refuse(rows, "closing", last & ~closing, "the last row must be a final-observation row")
     for name in ("terminal", "truncated", "rewards", "actions"):
         array = getattr(rows, name)
-        _refuse(name, array, _rowwise(closing, array) & (array != 0), "it must be 0 in a final-observation row")
-    _refuse("truncated", rows.truncated, rows.truncated & ~ends, "the next row must be a final-observation row")
+        _refuse(rows, name, _rowwise(closing, array) & (array != 0), "it must be 0 in a final-observation row")
+    _refuse(rows, "truncated", rows.truncated & ~ends, "the episode goes on, but must end here")
     finished = _rowwise(rows.terminal.all(axis=1) & ~ends, rows.terminal)
-    _refuse("terminal", rows.terminal, finished, "all agents ended, so the next row must be a final-observation row")
+    _refuse(rows, "terminal", finished, "it has ended for all agents, but the episode goes on")
     unended = ends & ~starts & ~rows.terminal.any(axis=1) & ~rows.truncated
-    _refuse("truncated", rows.truncated, unended, "an episode ends here that is not terminal either")
+    _refuse(rows, "truncated", unended, "an episode ends here, so it must be terminal or truncated")
 
     for name in ("obs", "state", "rewards", "actions"):
         array = getattr(rows, name)
         if array is not None and array.dtype == np.float32:
-            _refuse(name, array, ~np.isfinite(array), "it must be finite")
+            _refuse(rows, name, ~np.isfinite(array), "it must be finite")
     if spec.kind == "continuous":
-        _refuse("actions", rows.actions, np.abs(rows.actions) > 1 + _TOLERANCE, "it must lie in [-1, 1]")
-        return
-    outside = (rows.actions < 0) | (rows.actions >= spec.action_dim)
-    _refuse("actions", rows.actions, outside, f"it must be one of 0 … {spec.action_dim - 1}")
+        least, most = rows.actions.min(), rows.actions.max()
+        outside = np.abs(rows.actions) > 1 + _TOLERANCE
+        _refuse(rows, "actions", outside, f"it must lie in [-1, 1], but actions reach from {least:g} to {most:g}")
+    else:
+        chosen = rows.actions[~closing]
+        from_one = chosen.min() == 1 and chosen.max() == spec.action_dim
+        instead = "; the smallest is 1, so they seem to be counted from 1: subtract 1" if from_one else ""
+        outside = (rows.actions < 0) | (rows.actions >= spec.action_dim)
+        _refuse(rows, "actions", outside, f"it must be one of 0 … {spec.action_dim - 1}{instead}")
     if rows.action_mask is not None:
         legal = np.take_along_axis(rows.action_mask, rows.actions[..., None], axis=-1)[..., 0]  # (M, N)
-        _refuse("actions", rows.actions, ~legal & ~closing[:, None], "action_mask forbids it")
+        _refuse(rows, "actions", ~legal & ~closing[:, None], "action_mask forbids it")
+    if doubt := doubtful_ends(dataset):
+        warnings.warn(doubt, stacklevel=3)
 
 
-def from_episodes(
-    spec: TaskSpec,
-    obs: Field,
-    actions: Field,
-    rewards: Field,
-    terminal: Field,
-    truncated: Field,
-    last_obs: Field,
-    *,
-    lengths: np.ndarray | None = None,
-    state: Field | None = None,
-    last_state: Field | None = None,
-    action_mask: Field | None = None,
-    last_action_mask: Field | None = None,
-) -> EpisodeStore:
-    """Lays out episodes as `EpisodeStore`, in one of three ways.
+def doubtful_ends(dataset: Dataset) -> str:
+    """A sentence if all episodes that reach the time limit are terminal there, the commonest mistake in logs; else "".
 
-    - Lists: every argument holds one array per episode.
-    - Arrays and `lengths`: the V steps of all E episodes stand back to back.
-    - Arrays alone: V transitions without order; each becomes an episode of its own, closed by its next observation.
+    Tasks of single steps, and those whose time limit is terminal by an option, are meant to be so.
+    """
+    spec, options = dataset.spec, dataset.metadata.get("options")
+    if spec.episode_length == 1 or (isinstance(options, dict) and options.get("time_limit_is_terminal")):
+        return ""
+    last = np.flatnonzero(np.asarray(dataset.rows.closing)) - 1
+    at_limit = last[dataset.lengths == spec.episode_length]
+    if len(at_limit) == 0 or not np.asarray(dataset.rows.terminal)[at_limit].all():
+        return ""
+    return (
+        f"Every episode of '{spec.name}' that reaches the time limit, {spec.episode_length} steps, ends as terminal "
+        f"({len(at_limit):,} of {len(last):,} episodes), so methods learn that no rewards could follow. "
+        "If only the time was up, flag the last step as truncated instead."
+    )
+
+
+def place(field: str, episode: int, step: int | None, index: Sequence[int], ordered: bool = True) -> str:
+    """Where a value stands in a dataset, in words.
 
     Args:
-        spec: the task.
-        obs: (V, N, O), or per episode (T, N, O); the other arguments of steps likewise.
-        actions: (V, N, A) floats, or (V, N) integers.
-        rewards: (V, N).
-        terminal: (V, N) bool.
-        truncated: (V,) bool.
-        last_obs: (E, N, O), the observation after each episode's last step (`next_obs`, without order).
-        lengths: (E,) integers, steps of each episode.
-        state: (V, S); not stored where it is the concatenation of the observations.
-        last_state: (E, S).
-        action_mask: (V, N, A) bool, in discrete tasks.
-        last_action_mask: (E, N, A) bool.
-
-    Returns:
-        V + E rows on the host; their values are still to be checked by `validate`.
-
-    Raises:
-        UserError: where shapes disagree with the task or with each other, or a dtype would lose information.
+        field: of `EpisodeStore`.
+        episode: its episode, or transition.
+        step: of the episode; None for the final observation.
+        index: the axes after time.
+        ordered: whether transitions form episodes.
     """
-    if isinstance(obs, list | tuple):
-        lengths = np.array([len(episode) for episode in obs], dtype=np.int64)
-    elif lengths is None:
-        lengths = np.ones(len(obs), dtype=np.int64)
-    lengths = np.asarray(lengths)
-    if lengths.size == 0 or (lengths < 1).any():
-        raise UserError(f"There must be episodes for task '{spec.name}', and each must have a step.")
-    steps_in_all = int(lengths.sum())
-    closing = np.zeros(steps_in_all + len(lengths), dtype=np.bool_)
-    closing[np.cumsum(lengths + 1) - 1] = True
-    fields = layout(spec)
-
-    def lay(field: str, steps: Field, last: Field | None = None) -> np.ndarray:
-        dtype, shape = fields[field]
-        rows = np.zeros((len(closing), *shape), dtype)
-        listed = isinstance(steps, list | tuple)
-        if listed and [len(episode) for episode in steps] != lengths.tolist():
-            raise UserError(f"The episodes of {field} and of obs have different numbers of steps.")
-        join = np.concatenate if listed else np.asarray
-        rows[~closing] = _fitting(field, steps, join, dtype, (steps_in_all, *shape))
-        if last is not None:
-            rows[closing] = _fitting(f"last_{field}", last, np.asarray, dtype, (len(lengths), *shape))
-        return rows
-
-    if spec.state_is_obs:
-        state = last_state = None
-    elif state is None or last_state is None:
-        raise UserError(f"Task '{spec.name}' needs state and last_state, since its state is not all observations.")
-    if (action_mask is None) != (last_action_mask is None):
-        raise UserError("action_mask and last_action_mask are only useful together.")
-    return EpisodeStore(
-        obs=lay("obs", obs, last_obs),
-        actions=lay("actions", actions),
-        rewards=lay("rewards", rewards),
-        terminal=lay("terminal", terminal),
-        truncated=lay("truncated", truncated),
-        closing=closing,
-        state=None if state is None else lay("state", state, last_state),
-        action_mask=None if action_mask is None else lay("action_mask", action_mask, last_action_mask),
-    )
+    if ordered:
+        parts = [f"episode {episode}", "final observation" if step is None else f"step {step}"]
+    else:
+        parts = [f"transition {episode}", *(["next observation"] if step is None else [])]
+    names = ("entry",) if field == "state" else ("agent", "action" if field == "action_mask" else "entry")
+    parts += [f"{name} {i}" for name, i in zip(names, index, strict=False)]
+    return f"{', '.join(parts)} (counted from 0)"
 
 
 def _rowwise(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -193,27 +164,20 @@ def _rowwise(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.broadcast_to(rows.reshape(-1, *[1] * (like.ndim - 1)), like.shape)
 
 
-def _fitting(
-    argument: str, values: Field, join: Callable[[Field], np.ndarray], dtype: np.dtype, shape: tuple[int, ...]
-) -> np.ndarray:
-    """The values as one array, if shape and dtype allow it."""
-    try:
-        array = join(values)
-    except ValueError as error:
-        raise UserError(f"The episodes of {argument} differ in the shape of a step.") from error
-    if array.shape != shape:
-        raise UserError(f"{argument} has shape {array.shape}, but the task and the episodes need {shape}.")
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise UserError(f"{argument} has dtype {array.dtype}, which does not convert to {dtype}.")
-    return array
-
-
-def _refuse(field: str, values: np.ndarray, bad: np.ndarray, why: str) -> None:
-    """Raises for the first value that is bad, if any is."""
+def _refuse(rows: EpisodeStore, field: str, bad: np.ndarray, why: str) -> None:
+    """Raises for the first value of a field that is bad, if any is."""
     if bad.any():
-        row, *place = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
-        at = f" at {place}" if place else ""
-        raise UserError(f"Row {row} of the dataset's {field} holds {values[(row, *place)]!s}{at}: {why}.")
+        row, *index = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
+        finals = np.flatnonzero(rows.closing)
+        episode = int(np.searchsorted(finals, row))
+        begin = int(finals[episode - 1]) + 1 if episode else 0
+        ordered = bool((np.diff(finals, prepend=-1) > 2).any())
+        where = place(field, episode, None if rows.closing[row] else row - begin, index, ordered)
+        raise UserError(f"The dataset's {field} holds {getattr(rows, field)[(row, *index)]!s} in {where}: {why}.")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def validate_task(found: TaskSpec, expected: TaskSpec, what: str) -> None:

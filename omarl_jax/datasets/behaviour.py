@@ -15,7 +15,7 @@ import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, online, rollout
-from omarl_jax.errors import UserError, check_seeds
+from omarl_jax.errors import UserError, seeds_of
 from omarl_jax.export import save_policy
 from omarl_jax.files import replacing
 from omarl_jax.placement import Placement, schedule
@@ -55,7 +55,7 @@ def train(
     Raises:
         UserError: for an unknown method, hyperparameters, seeds or updates that make no sense.
     """
-    check_seeds(seeds)
+    seeds = seeds_of(seeds)
     if not seeds:
         raise UserError("There must be at least one seed.")
     spec = env.task_spec

@@ -30,7 +30,7 @@ from omarl_envs.base import MultiAgentEnv
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.datasets import replay
-from omarl_jax.errors import UserError, check_seeds, unknown
+from omarl_jax.errors import UserError, seeds_of, unknown, whole
 from omarl_jax.export import SavedPolicy, load_policy
 from omarl_jax.files import read_arrays
 from omarl_jax.rollout import collect, uniform_act
@@ -84,13 +84,10 @@ def load_datasets(
         UserError: as `load_dataset`.
     """
     env = make_env(task, **options)
-    check_seeds(seeds)
+    seeds = seeds_of(seeds)
     if quality not in (known := _qualities(env.task_spec)):
         raise unknown("dataset", quality, known)
-    if size is None:
-        size = default_size(task, quality)
-    if size < 1:
-        raise UserError(f"A dataset needs at least one transition, not {size}.")
+    size = default_size(task, quality) if size is None else whole("size", size)
     if quality in replay.SLICES:
         replay.check_size(quality, size)
         learned = _logs(task, json.dumps(options, sort_keys=True), tuple(seeds))
@@ -116,24 +113,25 @@ def load_datasets(
     return made
 
 
-def digest(env: MultiAgentEnv, dataset: str, options: dict[str, Any]) -> str:
+def digest(env: MultiAgentEnv | None, dataset: str, options: dict[str, Any]) -> str:
     """A hash of everything besides the recipe that the data depend on, so that runs on other data get another name.
 
     It covers the content of a dataset's folder, the bundled snapshots, the version of replay data, the reference
     returns (on tag and world they depend on the prey), and files among the options, which are known by their suffix.
 
     Args:
-        env: the task.
+        env: the task; None if there is no simulator.
         dataset: a quality, or the folder of a dataset.
         options: constructor arguments of the task.
 
     Raises:
         UserError: if the folder holds no dataset.
     """
-    parts = [] if env.reference is None else [repr((env.reference.random, env.reference.expert)).encode()]
+    reference = None if env is None else env.reference
+    parts = [] if reference is None else [repr((reference.random, reference.expert)).encode()]
     if dataset not in QUALITIES:
-        parts.append(storage.described_hash(dataset).encode())
-    elif dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
+        parts.append(storage.describe(dataset).content_hash.encode())
+    elif env and dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
         arrays = read_arrays(file)  # not the file's bytes: the same policies may be packed in another way
         parts += [name.encode() + np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)]
     elif dataset in replay.SLICES:

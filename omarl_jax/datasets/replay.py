@@ -23,7 +23,7 @@ from omarl_envs.base import MultiAgentEnv
 
 from omarl_jax import algorithms, online
 from omarl_jax.data.dataset import EpisodeStore
-from omarl_jax.data.validation import from_episodes
+from omarl_jax.data.episodes import from_episodes
 from omarl_jax.errors import UserError
 from omarl_jax.placement import Placement
 from omarl_jax.types import Context, Stats, Transition

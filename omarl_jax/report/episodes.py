@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jumanji.env import Environment
 from omarl_envs.base import MultiAgentEnv
 from omarl_envs.rendering import save_gif, save_png
 
@@ -66,7 +65,7 @@ def write_gif(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed:
     Raises:
         UserError: if the task draws no pictures, or the file cannot be written.
     """
-    if type(env).render is Environment.render:
+    if type(env).render is MultiAgentEnv.render:
         raise UserError(f"'{env.task_spec.name}' draws no pictures to make a GIF of.")
     frames = [env.render(state) for state in _states(_episode(env, policy, seed))]
     with replacing(path) as file:

@@ -25,7 +25,7 @@ class Picture(NamedTuple):
     """One picture of a report.
 
     Attributes:
-        kind: `curves`, `grid`, `map`, `quantiles`, `returns` or `profiles`.
+        kind: `curves`, `grid`, `agents`, `influence`, `map`, `quantiles`, `returns` or `profiles`.
         task: the task, or None for a picture of all tasks.
         title: what it shows.
         name: of its file, without `.png`.
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
 
 def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
-    """Curves per task, histograms of returns and grids per dataset, profiles of all methods."""
+    """Curves per task, histograms of returns and grids per dataset, agents per row, profiles of all methods."""
     rows = [row for row in rows if row.runs]
     order = methods(rows)
     drawn = []
@@ -60,6 +60,11 @@ def draw(rows: Sequence[Row]) -> list[tuple[Picture, Figure]]:
         for setting, lines in _grids(cell).items():
             figure = plots.grid(lines, setting, _units(cell), CVAR_LEVEL)
             drawn.append((picture("grid", task, f"{setting} on {dataset}", dataset, setting), figure))
+        drawn += [
+            (picture(kind, task, f"{row.method} on {dataset}", dataset, row.method), figure)
+            for row in cell
+            for kind, figure in _agents(row).items()
+        ]
     if profiles := shared_scores(rows):
         figure = plots.performance_profiles(profiles, order)
         drawn.append((picture("profiles", None, "Performance profiles"), figure))
@@ -117,6 +122,22 @@ def _panel(cell: Sequence[Row]) -> plots.Panel:
             levels[f"{algorithm}, paper"] = paper.mean, of_algorithm[0].method if len(of_algorithm) == 1 else None
     title = cell[0].dataset if all(row.comparable for row in cell) else f"{cell[0].dataset} (not the paper's data)"
     return plots.Panel(title, curves, levels)
+
+
+def _agents(row: Row) -> dict[str, Figure]:
+    """Kind -> picture of what a method logs for each agent."""
+    if not row.per_agent:
+        return {}
+    agents = [f"agent {i}" for i in range(next(iter(row.per_agent.values())).shape[1])]
+    panels = [
+        plots.Panel(name, {agent: plots.Curve(row.logged, values[:, i]) for i, agent in enumerate(agents)}, {})
+        for name, values in row.per_agent.items()
+    ]
+    drawn = {"agents": plots.learning_curves(panels, agents, "mean and 95 % interval", columns=3)}
+    if {"v_r", "influence"} <= row.per_agent.keys():
+        x, y = row.per_agent["v_r"], row.per_agent["influence"]
+        drawn["influence"] = plots.against(x, y, agents, "value of the rewards, $V^r_i$", "influence, $m_i$")
+    return drawn
 
 
 def _grids(cell: Sequence[Row]) -> dict[str, dict[str, plots.Line]]:

@@ -1,8 +1,6 @@
 """Reads the folders of finished runs."""
 
 import dataclasses
-import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +11,8 @@ import numpy as np
 from omarl_envs.spec import ScoreReference
 
 from omarl_jax.errors import UserError
-from omarl_jax.files import read_arrays, read_run_config
+from omarl_jax.files import read_arrays, read_run_config, require_unchanged
+from omarl_jax.schemas import Logged, Metadata, Progress, RunRecord, convert, parse, read
 
 _NO_RUNS_INSIDE = ("checkpoints", "wandb")  # large folders, which may hold a `config.json` of somebody else
 
@@ -37,7 +36,9 @@ class FinishedRun:
         returns: (E, episodes) raw returns.
         final_returns: (episodes,) raw returns of the last policy.
         final_metrics: name -> (episodes,) task metrics of the last policy.
-        record: `run.json`: status, versions, device, updates per second …
+        record: `run.json`.
+        logged: (L,) updates after which a chunk of training was logged.
+        per_agent: name -> (L, N) metrics with a number for each agent, each the mean over a chunk; NaN if not finite.
         saturation: share of actions at their bounds in the last chunk of training, or None where it was not logged.
         failure: why the run has no result, or None.
     """
@@ -62,26 +63,42 @@ class FinishedRun:
     returns: np.ndarray
     final_returns: np.ndarray
     final_metrics: dict[str, np.ndarray]
-    record: dict[str, Any]
+    record: RunRecord
+    logged: np.ndarray
+    per_agent: dict[str, np.ndarray]
     saturation: float | None
     failure: str | None
+
+    @property
+    def not_evaluated(self) -> bool:
+        """Whether it has trained to its end, but without a simulator."""
+        return self.record.status == "finished" and self.final_returns.size == 0
 
     def scores(self, returns: np.ndarray) -> np.ndarray:
         """Normalised scores of raw returns, or the returns themselves where no reference is known."""
         return returns if self.reference is None else self.reference.normalise(returns)
 
 
-def load_runs(folder: Path) -> list[FinishedRun]:
-    """Reads all finished runs in a folder and below; those that are not finished are left out with a warning."""
-    if missing := unfinished(folder):
-        names = ", ".join(str(run.relative_to(folder)) for run in missing)
-        logging.getLogger(__name__).warning("Left out %d unfinished runs: %s", len(missing), names)
-    return [load_run(path) for path in _run_folders(folder) if (path / "DONE").exists()]
+def load_runs(folder: Path) -> tuple[list[FinishedRun], dict[Path, str]]:
+    """Reads all runs in a folder and below.
 
+    Returns:
+        the finished runs; and the folders of the others, each with the reason why it cannot be read, empty for runs
+        that are not finished.
 
-def unfinished(folder: Path) -> list[Path]:
-    """The folders of unfinished runs in a folder and below."""
-    return [path for path in _run_folders(folder) if not (path / "DONE").exists()]
+    Raises:
+        UserError: if there is no such folder.
+    """
+    finished, others = [], {}
+    for path in _run_folders(folder):
+        if not (path / "DONE").exists():
+            others[path] = ""
+            continue
+        try:
+            finished.append(load_run(path))
+        except UserError as error:
+            others[path] = str(error)
+    return finished, others
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -102,46 +119,81 @@ def load_run(folder: Path) -> FinishedRun:
     """Reads one finished run.
 
     Raises:
-        UserError: if the folder is damaged.
+        UserError: if the folder is damaged, or was changed since the run ended.
     """
+    require_unchanged(folder)
     config = read_run_config(folder)
+    convert(config.data, Metadata, f"'{folder / 'config.json'}'")
+    record = read(folder / "run.json", RunRecord)
+    arrays = read_arrays(folder / "evaluations.npz")
+    _check_evaluations(folder / "evaluations.npz", arrays)
+    logged, per_agent, saturation = _metrics(folder / "metrics.jsonl")
+    known = config.reference
+    return FinishedRun(
+        folder=folder,
+        algorithm=config.algorithm,
+        base=config.base,
+        task=config.task,
+        dataset=Path(config.dataset).name,
+        seed=config.seed,
+        data_seed=config.data_seed,
+        updates=config.updates,
+        options={name: _named(value) for name, value in config.options.items()},
+        task_defaults=config.task_defaults,
+        config=config.config,
+        config_hash=config.config_hash,
+        as_published=config.as_published,
+        default_size=config.default_size,
+        data=config.data,
+        reference=None if known is None else ScoreReference(known.random, known.expert, known.source or "unknown"),
+        evaluations=arrays["updates"],
+        returns=arrays["returns"] if arrays["returns"].size else np.zeros((0, 1)),
+        final_returns=arrays["final_returns"],
+        final_metrics={
+            name.removeprefix("final_"): values
+            for name, values in arrays.items()
+            if name.startswith("final_") and name != "final_returns"
+        },
+        record=record,
+        logged=logged,
+        per_agent=per_agent,
+        saturation=saturation,
+        failure=_failure(record, arrays),
+    )
+
+
+def _check_evaluations(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a `UserError` unless the arrays have the shapes and kinds that `RunFolder` gives them."""
+    numbers = all(np.issubdtype(array.dtype, np.number) for array in arrays.values())
+    if not numbers or not {"updates", "returns", "final_returns"} <= set(arrays):
+        raise UserError(f"'{path}' is damaged: it lacks an array, or holds one that is not of numbers.")
+    updates, returns = arrays["updates"], arrays["returns"]
+    finals = {array.shape for name, array in arrays.items() if name.startswith("final_")}
+    paired = returns.shape == (0,) if not updates.size else returns.ndim == 2 and len(returns) == len(updates)
+    if updates.ndim != 1 or not paired or len(finals) != 1 or len(finals.pop()) != 1:
+        raise UserError(f"'{path}' is damaged: its arrays do not fit each other.")
+
+
+def _metrics(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], float | None]:
+    """The updates after which metrics were logged, those that have a number for each agent, and the last saturation."""
+    texts = path.read_bytes().splitlines() if path.exists() else []
+    lines = [parse(text, Logged, f"'{path}'") for text in texts]
+    progress = [parse(text, Progress, f"'{path}'") for text in texts]
+    updates = np.array([chunk.updates for chunk in progress], int)
+    names = sorted({name for line in lines for name, value in line.items() if isinstance(value, list)})
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        arrays = read_arrays(folder / "evaluations.npz")
-        return FinishedRun(
-            folder=folder,
-            algorithm=config["algorithm"],
-            base=config["base"],
-            dataset=Path(config["dataset"]).name,
-            options={name: _named(value) for name, value in config["options"].items()},
-            **{name: config[name] for name in ("task", "seed", "data_seed", "updates", "task_defaults", "config")},
-            **{name: config[name] for name in ("config_hash", "as_published", "default_size", "data")},
-            reference=None if config["reference"] is None else ScoreReference(**config["reference"]),
-            evaluations=arrays["updates"],
-            returns=arrays["returns"] if arrays["returns"].size else np.zeros((0, 1)),
-            final_returns=arrays["final_returns"],
-            final_metrics={
-                name.removeprefix("final_"): values
-                for name, values in arrays.items()
-                if name.startswith("final_") and name != "final_returns"
-            },
-            record=record,
-            saturation=_last_metrics(folder / "metrics.jsonl").get("saturation"),
-            failure=_failure(record, arrays),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The run in '{folder}' cannot be read ({type(error).__name__}: {error}).") from error
+        per_agent = {name: np.array([line.get(name) for line in lines], float) for name in names}
+    except ValueError:  # lists of several lengths, or not in every line
+        per_agent = {}
+    shapes = {values.shape for values in per_agent.values()}
+    if len(shapes) > 1 or len(per_agent) < len(names) or (np.diff(updates, prepend=0) <= 0).any():
+        raise UserError(f"'{path}' is damaged: its lines do not fit each other.")
+    return updates, per_agent, progress[-1].saturation if progress else None
 
 
-def _last_metrics(path: Path) -> dict[str, Any]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
-
-
-def _failure(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str | None:
-    if record["status"] == "diverged":
-        reason = record.get("reason") or "no reason given"
-        return without_folders(f"diverged at update {record['diverged_at']}: {reason}")
+def _failure(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> str | None:
+    if record.status == "diverged":
+        return without_folders(f"diverged at update {record.diverged_at}: {record.reason or 'no reason given'}")
     if arrays["final_returns"].size == 0:
         return "the last policy was not evaluated"
     if not all(np.isfinite(arrays[name]).all() for name in ("returns", "final_returns")):

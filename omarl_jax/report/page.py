@@ -7,9 +7,11 @@ from pathlib import Path
 
 from omarl_jax.report import figures, tables
 from omarl_jax.report.load import FinishedRun
-from omarl_jax.report.summarise import Row, grouped, shared_scores
+from omarl_jax.report.summarise import Row, grouped, in_words, shared_scores
 
 _DETAILS = {  # kinds of pictures that open on a click
+    "agents": "Agents in training, method by method",
+    "influence": "Influence of agents against the value of their rewards: each seed in training, and its end",
     "map": "Paths of an episode, first run of each method",
     "quantiles": "Quantiles learned, first run of each method",
     "returns": "Returns of the last policies, episode by episode",
@@ -56,10 +58,10 @@ def page(
             _table(improvements, by="over"),
         ]
     if shared := shared_scores(rows):
-        cells = next(iter(shared.values()))
+        datasets = "; ".join(map(in_words, next(iter(shared.values()))))
         parts += [
             "<h2>All datasets together</h2>",
-            f"<p>Scores of all seeds on what every method was run on: {html.escape(', '.join(cells))}.</p>",
+            f"<p>Scores of all seeds on the datasets that every method learned: {html.escape(datasets)}.</p>",
             _table(tables.aggregates(shared)),
             *(_picture(*item) for item in pictures.items() if item[0].kind == "profiles"),
         ]
@@ -79,7 +81,7 @@ def page(
 
 def _task(task: str, rows: Sequence[Row], pictures: Mapping[str, Sequence[str]]) -> list[str]:
     """The section of one task: its table and curves, and what opens on a click."""
-    parts = [f"<h2>{html.escape(task)}</h2>", _table([tables.cells(row) for row in rows], by="dataset")]
+    parts = [f"<h2>{html.escape(task)}</h2>", _table(tables.cells(rows), by="dataset")]
     parts += pictures["curves"]
     parts += [_details(title, [_table(lines, by="dataset")]) for title, lines in tables.details(rows).items()]
     parts += pictures["grid"]

@@ -1,7 +1,8 @@
 """The plots of a report, as matplotlib figures that need no display.
 
 Most functions take `methods`, all methods of the report in one order, since the place in it decides a method's colour:
-so a method looks the same in every picture. Plots of a setting (`grid`) are the exception: a line is an algorithm.
+so a method looks the same in every picture. Plots of a setting (`grid`) are the exception: a line is an algorithm. In
+pictures of one method agents take the place of methods.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class Line(NamedTuple):
     data: Sequence[float | None]
 
 
-def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str) -> Figure:
+def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str, columns: int = 2) -> Figure:
     """Mean and 95 % bootstrap interval over runs against updates.
 
     All panels share one legend. If together they show more methods than there are colours, and each of them few, each
@@ -74,12 +75,13 @@ def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str
         panels: one a dataset.
         methods: all methods, in the order of their colours.
         ylabel: what the curves show.
+        columns: panels side by side, at most.
     """
-    columns = min(2, len(panels))
+    width, columns = 10.4 / columns, min(columns, len(panels))
     rows = -(-len(panels) // columns)
     shown, most = {method for panel in panels for method in panel.curves}, max(len(panel.curves) for panel in panels)
     own_legends = len(shown) > MOST_COLOURS >= most
-    figure = Figure(figsize=(5.2 * columns if columns > 1 else 7, 3.0 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(width * columns if columns > 1 else 7, 0.58 * width * rows + 0.4), layout="constrained")
     grid = list(figure.subplots(rows, columns, sharey=own_legends, squeeze=False).flat)
     for axes in grid[len(panels) :]:
         axes.remove()
@@ -103,6 +105,25 @@ def learning_curves(panels: Sequence[Panel], methods: Sequence[str], ylabel: str
     figure.draw_without_rendering()  # fixes the height of the axes, which decides how far labels must lie apart
     for axes, panel in zip(grid, panels, strict=False):
         _label_levels(axes, panel.levels, methods)
+    return figure
+
+
+def against(x: np.ndarray, y: np.ndarray, agents: Sequence[str], xlabel: str, ylabel: str) -> Figure:
+    """One quantity of agents against another: a line through the training of each run, and a dot at its end.
+
+    Args:
+        x, y: (L, N, runs).
+        agents: (N,) names.
+        xlabel, ylabel: what the quantities are.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, agent in enumerate(agents):
+        style = _style(agents, agent) | {"linewidth": 0.8}
+        axes.plot(x[:, i], y[:, i], alpha=0.5, **style)
+        axes.plot(x[-1:, i], y[-1:, i], marker="o", markeredgecolor="white", zorder=3, label=agent, **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _legend(figure, agents)
     return figure
 
 

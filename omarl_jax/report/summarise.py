@@ -4,6 +4,7 @@ The headline of a run is its last policy, never its best one: choosing a policy 
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -48,6 +49,10 @@ class Row:
         updates_to_data: after how many updates each run was first evaluated above the mean of the data, or infinity.
         violating: for each `risk…` metric of the task the share of episodes in which it was not zero.
         saturation: of the most saturated run, or None.
+        logged: (L,) updates after which all runs logged a chunk of training.
+        per_agent: name -> (L, N, runs) metrics with a number for each agent, where all runs have them.
+        at_bound: share of updates and agents with α at a bound, over the whole training, or None if it was not logged.
+        kl_over_budget: (N,) divergence over budget in the last chunk, averaged over runs, or None.
     """
 
     task: str
@@ -71,6 +76,10 @@ class Row:
     updates_to_data: np.ndarray
     violating: dict[str, float]
     saturation: float | None
+    logged: np.ndarray
+    per_agent: dict[str, np.ndarray]
+    at_bound: float | None
+    kl_over_budget: np.ndarray | None
 
     @property
     def saturated(self) -> bool:
@@ -152,6 +161,7 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
     best = [unit(run, run.returns).mean(axis=1).max() for run in runs if run.returns.size]
     tails = {xi: _mean([float(unit(run, statistics.cvar(run.final_returns, xi))) for run in runs]) for xi in TAILS}
     saturations = [run.saturation for run in runs if run.saturation is not None]
+    logged, per_agent = _of_agents(runs)
     metrics = [name for name in first.final_metrics if runs and all(name in run.final_metrics for run in runs)]
     return Row(
         task=first.task,
@@ -179,7 +189,30 @@ def _row(group: Sequence[FinishedRun], differs: dict[str, Any], normalised: bool
             if name.startswith("risk")
         },
         saturation=max(saturations, default=None),
+        logged=logged,
+        per_agent=per_agent,
+        at_bound=_mean([_share_at_bound(run) for run in runs]) if "at_bound" in per_agent else None,
+        kl_over_budget=per_agent["kl_over_budget"][-1].mean(axis=1) if "kl_over_budget" in per_agent else None,
     )
+
+
+def _of_agents(runs: Sequence[FinishedRun]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The fields `logged` and `per_agent` of a row; without metrics that are not finite."""
+    if not runs:
+        return np.zeros(0, int), {}
+    updates = functools.reduce(np.intersect1d, [run.logged for run in runs])
+    shared = [name for name in runs[0].per_agent if len(updates) and all(name in run.per_agent for run in runs)]
+    found = {}
+    for name in shared:
+        values = [run.per_agent[name][np.isin(run.logged, updates)] for run in runs]
+        if len({value.shape for value in values}) == 1 and np.isfinite(values).all():
+            found[name] = np.stack(values, axis=-1)
+    return updates, found
+
+
+def _share_at_bound(run: FinishedRun) -> float:
+    updates = np.diff(run.logged, prepend=0)  # of each chunk
+    return float(np.average(run.per_agent["at_bound"].mean(axis=1), weights=updates))
 
 
 def _updates_to_data_mean(run: FinishedRun) -> float:
@@ -253,6 +286,13 @@ def _learned(row: Row) -> str:
     run = row.runs[0]
     unit = "score" if row.normalised else "return"
     return json.dumps([row.task, row.dataset, run.options, run.data.get("size"), unit], sort_keys=True)
+
+
+def in_words(learned: str) -> str:
+    """A key of `finals` as a person says it."""
+    task, dataset, options, *_ = json.loads(learned)
+    given = ", ".join(f"{name}={_brief(value)}" for name, value in options.items())
+    return f"{task} {dataset}" + (f" with {given}" if given else "")
 
 
 def same_data(cell: Sequence[Row]) -> bool:

@@ -30,11 +30,22 @@ _SATURATED = (
     f"§ no result: more than {100 * MOST_SATURATED:g} % of a policy's actions are at their bounds (saturation)."
 )
 _RAW = "‡ raw returns, since no reference returns are known to normalise with."
+_ALLOCATION = ("α at a bound", "KL/d")  # columns of methods that give each agent a budget
+_BUDGETS = (
+    "α at a bound: share of all updates and agents. "
+    "KL/d: divergence over budget at the end of training, mean over seeds, of the lowest agent and of the highest."
+)
 _NOTHING = "\u2013"  # an en dash, where there is no number
 
 
-def cells(row: Row) -> dict[str, str]:
-    """The cells of a row as they are printed, everywhere but in the CSV file."""
+def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The cells of rows as they are printed, everywhere but in the CSV file; all have the same columns."""
+    lines = [_cells(row) for row in rows]
+    empty = {name for name in _ALLOCATION if all(line[name] == _NOTHING for line in lines)}
+    return [{name: cell for name, cell in line.items() if name not in empty} for line in lines]
+
+
+def _cells(row: Row) -> dict[str, str]:
     paper = _NOTHING if row.paper is None else _plus_minus(row.paper.mean, row.paper.sd)
     seeds = f"{len(row.runs)}" if len(row.runs) == row.started else f"{len(row.runs)} of {row.started}"
     return {
@@ -46,6 +57,7 @@ def cells(row: Row) -> dict[str, str]:
         "data": _number(row.data_mean),
         "best during training": _number(row.best),
         f"CVaR {CVAR_LEVEL:g}": _number(row.tails[CVAR_LEVEL]),
+        **dict(zip(_ALLOCATION, (_percent(row.at_bound), _range(row.kl_over_budget)), strict=True)),
         "seeds": seeds,
         "config": row.config_hash,
     }
@@ -73,6 +85,8 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         notes.append(_RAW)
     if any(row.saturated for row in rows):
         notes.append(_SATURATED)
+    if any(row.at_bound is not None or row.kl_over_budget is not None for row in rows):
+        notes.append(_BUDGETS)
     if any(len(row.runs) < row.started for row in rows):
         notes.append("n of m seeds: the others diverged, or were not evaluated, and are in none of the numbers.")
     return notes
@@ -84,14 +98,14 @@ def markdown(runs: Sequence[FinishedRun], rows: Sequence[Row], unfinished: int) 
     Args:
         runs: finished runs.
         rows: of `summarise`, in the order of the tables.
-        unfinished: how many runs have not finished.
+        unfinished: how many runs have not finished, or cannot be read.
     """
     parts = []
     for task, of_task in grouped(rows, lambda row: row.task).items():
-        parts += [f"## {_one_line(task)}", _markdown([cells(row) for row in of_task])]
+        parts += [f"## {_one_line(task)}", _markdown(cells(of_task))]
         for title, lines in details(of_task).items():
             parts += [f"{title}:", _markdown(lines)]
-    missing = [f"Not finished, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
+    missing = [f"Not finished or damaged, and in none of the numbers: {unfinished} of the runs."] if unfinished else []
     return "\n\n".join([*parts, *footnotes(rows), *missing, *sources(runs, rows)]) + "\n"
 
 
@@ -134,6 +148,9 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
             "best_during_training": row.best,
             **{f"cvar_{xi:g}": value for xi, value in row.tails.items()},
             "saturation": row.saturation,
+            "at_bound": row.at_bound,
+            "kl_over_budget_lowest": None if row.kl_over_budget is None else row.kl_over_budget.min(),
+            "kl_over_budget_highest": None if row.kl_over_budget is None else row.kl_over_budget.max(),
             "updates_to_data_mean": float(np.mean(row.updates_to_data))
             if row.runs and np.isfinite(row.updates_to_data).all()
             else None,
@@ -165,6 +182,22 @@ def runs_as_csv(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> str:
     return _csv([*records, *(_origin(run) | {"failure": run.failure} for run in runs if run.failure is not None)])
 
 
+def agents_as_csv(rows: Sequence[Row]) -> str:
+    """One line for each agent of each run, with its metrics in the last chunk; empty if no run has any of agents."""
+    records = [
+        {
+            **_origin(run),
+            "hyperparameters": json.dumps(row.differs) if row.differs else "",
+            "agent": agent,
+            **{f"final_{name}": value for name, value in zip(run.per_agent, values, strict=True)},
+        }
+        for row in rows
+        for run in row.runs
+        for agent, values in enumerate(zip(*(values[-1] for values in run.per_agent.values()), strict=True))
+    ]
+    return _csv(records) if records else ""
+
+
 def curves_as_csv(runs: Sequence[FinishedRun]) -> str:
     """One line for each evaluation during training of each run."""
     names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed")
@@ -181,7 +214,7 @@ def curves_as_csv(runs: Sequence[FinishedRun]) -> str:
 def _origin(run: FinishedRun) -> dict[str, Any]:
     """Names a run, and the date, device and code that its numbers may depend on."""
     names = ("task", "dataset", "algorithm", "config_hash", "seed", "data_seed", "updates")
-    record = {name: run.record.get(name) for name in ("date", "device", "code")}
+    record = {name: getattr(run.record, name) for name in ("date", "device", "code")}
     return {name: getattr(run, name) for name in names} | {"data_hash": run.data.get("hash")} | record
 
 
@@ -216,7 +249,7 @@ def _metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
         texts = {}
         for name, value in metrics.items():
             if name.startswith("risk"):
-                texts[f"steps at {name}"] = f"{100 * violation_rate(metrics, name):.3g} %"
+                texts[f"steps at {name}"] = _percent(violation_rate(metrics, name))
             elif name != "length":
                 texts[f"{name} {unit}"] = f"{value / metrics.get('length', 1.0):.3g}"
         return texts
@@ -226,7 +259,7 @@ def _metrics(rows: Sequence[Row]) -> list[dict[str, str]]:
         if "length" in cell[0].data_metrics and same_data(cell):
             lines.append({"dataset": dataset, "method": "the data"} | quantities(cell[0].data_metrics))
         for row in cell:
-            violating = {f"episodes with {name}": f"{100 * share:.3g} %" for name, share in row.violating.items()}
+            violating = {f"episodes with {name}": _percent(share) for name, share in row.violating.items()}
             lines.append({"dataset": dataset, "method": row.method} | quantities(row.metrics) | violating)
     names = list(dict.fromkeys(itertools.chain.from_iterable(lines)))
     return [{name: line.get(name, _NOTHING) for name in names} for line in lines]
@@ -298,10 +331,10 @@ def sources(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> list[str]:
         for run in runs
         if run.reference is not None
     )
-    dates = sorted({str(run.record.get("date")) for run in runs})
-    devices = dict.fromkeys(str(run.record.get("device")) for run in runs)
+    dates = sorted({str(run.record.date) for run in runs})
+    devices = dict.fromkeys(str(run.record.device) for run in runs)
     versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items()) for run in runs
+        ", ".join(f"{name} {version}" for name, version in run.record.versions.items()) for run in runs
     )
     return [
         *(f"Paper: {source}." for source in papers),
@@ -317,6 +350,14 @@ def _number(value: Any) -> str:
     if abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{round(float(value), 1) + 0.0:.1f}"  # no -0.0
+
+
+def _percent(share: float | None) -> str:
+    return _NOTHING if share is None or np.isnan(share) else f"{100 * share:.3g} %"
+
+
+def _range(values: np.ndarray | None) -> str:
+    return _NOTHING if values is None else f"{values.min():.3g} to {values.max():.3g}"
 
 
 def _plus_minus(mean: float, sd: float | None) -> str:

@@ -15,21 +15,45 @@ from omarl_jax.report.load import FinishedRun, without_folders
 from omarl_jax.report.page import page
 from omarl_jax.report.summarise import Row, grouped, summarise
 
+_NAMES = ("dataset", "method")
+_BETWEEN = 2  # characters beside each column of a printed table
+
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Prints one table per task, with the footnotes it needs."""
+    """Prints one table per task, with the footnotes it needs.
+
+    In a narrow terminal, columns that have no room follow in a further table, so that no number and no word is broken.
+    """
     for task, of_task in grouped(rows, lambda row: row.task).items():
-        texts = [tables.cells(row) for row in of_task]
-        printed = Table(title=task, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in texts[0]:
-            printed.add_column(name, overflow="fold")  # in a narrow terminal too, rows stay distinguishable
-        for dataset in grouped(zip(of_task, texts, strict=True), lambda pair: pair[0].dataset).values():
-            for _, cells in dataset:
-                printed.add_row(*map(Text, cells.values()))  # `Text`: brackets in it are not markup
-            printed.add_section()
-        console.print(printed)
+        lines = tables.cells(of_task)
+        for number, widths in enumerate(_widths(lines, console.width)):
+            title = f"{task}, continued" if number else task
+            printed = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for name, width in widths.items():
+                header = name if len(name) <= width else "\n".join(name.split())
+                printed.add_column(header, width=width, overflow="fold", no_wrap=name not in _NAMES)
+            for of_dataset in grouped(lines, lambda line: line["dataset"]).values():
+                for line in of_dataset:
+                    printed.add_row(*(Text(line[name]) for name in widths))  # `Text`: brackets in it are not markup
+                printed.add_section()
+            console.print(printed)
     for note in tables.footnotes(rows):
         console.print(note)
+
+
+def _widths(lines: Sequence[Mapping[str, str]], room: int) -> list[dict[str, int]]:
+    """Column -> width, for each of the tables that fit into so many characters; all begin with the names."""
+    needed = {}
+    for name in lines[0]:
+        longest = max(len(line[name]) for line in lines)
+        needed[name] = max(longest, *map(len, name.split())) if len(name) > longest else longest
+    names = {name: min(needed.pop(name), room // 3) for name in _NAMES}  # which may be folded
+    found = [dict(names)]
+    for name, width in needed.items():
+        if len(found[-1]) > len(names) and sum(found[-1].values()) + width + _BETWEEN * (len(found[-1]) + 1) >= room:
+            found.append(dict(names))
+        found[-1][name] = width
+    return found
 
 
 def write_report(
@@ -47,7 +71,8 @@ def write_report(
         pictures: further pictures for the page, which are written already (see `episodes.draw`).
 
     Returns:
-        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, `curves.csv`, and one per picture.
+        name -> file: `report.html`, `table.md`, `table.csv`, `runs.csv`, `curves.csv`, one per picture, and
+        `agents.csv` if a method logs numbers for each agent.
 
     Raises:
         UserError: if there are no runs, two are the same, or the report cannot be written.
@@ -69,6 +94,8 @@ def write_report(
         "curves.csv": tables.curves_as_csv(runs),
         "report.html": page(runs, rows, drawn, missing),
     }
+    if agents := tables.agents_as_csv(rows):
+        texts["agents.csv"] = agents
     for name, text in texts.items():
         with replacing(out_dir / name) as file:
             file.write(text.encode())

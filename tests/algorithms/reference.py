@@ -295,9 +295,10 @@ class Reference:
         if policy_is_due:
             self.move(learner.target_policies, learner.policies if learner.target_policies else [], config)
             self.move(learner.target_critics, learner.critics, config)
-            if config.input_norm == "batch":
-                learner.mean += 0.1 * (batch.obs.mean(axis=0) - learner.mean)
-                learner.var += 0.1 * (batch.obs.var(axis=0, ddof=1) - learner.var)
+            around = (batch.obs, batch.next_obs) if getattr(config, "policy_samples", False) else ()
+            for seen in (*around, batch.obs) if config.input_norm == "batch" else ():
+                learner.mean += 0.1 * (seen.mean(axis=0) - learner.mean)
+                learner.var += 0.1 * (seen.var(axis=0, ddof=1) - learner.var)
         return {metric: float(np.mean(values)) for metric, values in found.items()}, norms
 
     def move(self, targets: list[Network], networks: list[Network], config: Any) -> None:

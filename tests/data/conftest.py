@@ -32,8 +32,8 @@ def continuous() -> Dataset:
 
 @pytest.fixture
 def discrete() -> Dataset:
-    """One agent with 3 actions and a state of its own, one episode of 2 steps; only in row 2 is action 2 legal."""
-    spec = TaskSpec("toy/discrete", "discrete", 1, 2, 3, 1, 2)
+    """One agent with 3 actions and a state of its own, one episode of 2 of 4 steps; only in row 2 is action 2 legal."""
+    spec = TaskSpec("toy/discrete", "discrete", 1, 2, 3, 1, 4)
     rows = EpisodeStore(
         obs=np.array([[[0, 1]], [[2, 3]], [[4, 5]]], np.float32),
         actions=np.array([[1], [0], [0]], np.int32),

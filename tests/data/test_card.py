@@ -1,15 +1,20 @@
 import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from omarl_envs.spec import ScoreReference
+from omarl_envs.spec import ScoreReference, TaskSpec
+from rich.console import Console
 
+from omarl_jax.cli import data as cli
 from omarl_jax.data.card import card, draw, write
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.storage import content_hash
+from omarl_jax.data.episodes import from_episodes
+from omarl_jax.data.storage import content_hash, load, save
 from omarl_jax.errors import UserError
 
 
@@ -59,7 +64,58 @@ def test_the_numbers_of_a_discrete_dataset(discrete: Dataset):
     assert found.memory == 3 * (2 * 4 + 4 + 4 + 1 + 1 + 1 + 4 + 3)
     page = found.markdown()
     assert "| 0 | 50.0 % | 50.0 % | 0.0 % |" in page
-    assert "| normalised mean score | unknown |" in page
+    assert "- normalised mean score: unknown" in page
+
+
+def many_actions(agents: int) -> Dataset:
+    """Agent n plays action n in half of 8 steps, and once each of 10, 20, 30 and 40."""
+    spec = TaskSpec("toy/many", "discrete", agents, 1, 55, agents, 8, state_is_obs=True)
+    actions = np.array([[n, 10, n, 20, n, 30, n, 40] for n in range(agents)], np.int32).T
+    steps = np.zeros((8, agents), bool)
+    last = np.zeros((1, agents, 1))
+    rows = from_episodes(
+        spec, np.zeros((8, agents, 1)), actions, steps, steps, np.arange(8) == 7, last_obs=last, lengths=[8]
+    )
+    return Dataset(spec, rows, {"recipe": "a-long-name-of-a-log-that-nobody-would-like-to-see-cut-off-somewhere.csv"})
+
+
+def test_of_many_actions_the_largest_shares_are_shown(discrete: Dataset):
+    page = card(many_actions(3)).markdown()
+    assert "| agent | action: share, largest first | actions at 0 % |" in page
+    assert "| 2 | 2: 50.0 %, 10: 12.5 %, 20: 12.5 %, 30: 12.5 % | 50 of 55 |" in page
+    for dataset, shape in ((many_actions(3), (3, 55)), (discrete, (1, 3))):
+        image: Any = draw(card(dataset)).axes[1]
+        assert image.collections[0].get_array().shape == shape
+        assert all(float(tick).is_integer() for tick in image.get_xticks())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_word_of_a_card_is_cut_on_80_columns(terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a terminal it is laid out; in a file it is the Markdown, whose lines may be long."""
+    dataset = many_actions(3)
+    save(dataset, tmp_path / "data")
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None, markup=False)
+    monkeypatch.setattr(cli, "console", console)
+    cli.card(str(tmp_path / "data"))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\u2026" not in printed
+    page = card(load(tmp_path / "data")).markdown()
+    if not terminal:
+        assert printed == page
+        return
+    assert max(map(len, printed.splitlines())) <= 80
+    text = page.replace("![returns, actions, episode lengths and rewards](card.png)", "")
+    assert {*re.findall(r"[\w.-]+\w", text)} <= {*re.findall(r"[\w.-]+\w", printed)}
+    assert content_hash(dataset) in printed.split()
+
+
+def test_a_doubt_stands_on_the_page(continuous: Dataset):
+    assert "Check this" not in card(continuous).markdown()
+    rows = continuous.rows._replace(
+        truncated=np.zeros(9, bool), terminal=continuous.rows.terminal | (np.arange(9) == 2)[:, None]
+    )
+    page = card(dataclasses.replace(continuous, rows=rows)).markdown()
+    assert "**Check this:** Every episode of 'toy/continuous' that reaches the time limit, 3 steps, ends as" in page
 
 
 def test_transitions_without_order_have_rewards_but_no_score(continuous: Dataset):
@@ -78,18 +134,21 @@ def test_the_page_says_what_the_card_knows(continuous: Dataset):
     page = card(dataclasses.replace(continuous, metadata=metadata)).markdown()
     for line in (
         "# toy/continuous: toy",
-        "| seed | 3 |",
-        "| behaviour | a\\|b |",
-        "| comparable with published numbers | no |",
-        "| mean return, as policies are evaluated | -3.5 |",
-        "| transitions | 6 |",
-        "| normalised mean score | -17.5 |",
-        "| score reference | 0 is a return of 0, 100 one of 20 (Table 1) |",
-        "| sum of rewards of an episode | 12.67 | 4.989 | 6 | 6.8 | 10 | 14 | 16 | 17.6 | 18 |",
-        "| episode length | 2 | 0.8165 | 1 | 1.1 | 1.5 | 2 | 2.5 | 2.9 | 3 |",
+        "- seed: 3",
+        "- behaviour: a|b",
+        "- comparable with published numbers: no",
+        "- mean return, as policies are evaluated: -3.5",
+        "- transitions: 6",
+        "- normalised mean score: -17.5",
+        "- score reference: 0 is a return of 0, 100 one of 20 (Table 1)",
+        f"- content hash: {content_hash(continuous)}",
+        "|  | sum of rewards of an episode | episode length |",
+        "| mean | 12.67 | 2 |",
+        "| sd | 4.989 | 0.8165 |",
+        "| 5 % | 6.8 | 1.1 |",
+        "| max | 18 | 3 |",
         "| 1 | 9.5 | 0 | 10 |",
         "| 1 | 0.0 % | 100.0 % |",
-        f"| content hash | `{content_hash(continuous)}` |",
     ):
         assert line in page.split("\n"), line
 

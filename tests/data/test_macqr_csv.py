@@ -1,5 +1,7 @@
 """Logs in the layout of MA-CQR: read, written, refused."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -78,13 +80,61 @@ def test_what_was_written_is_read_again(env, tmp_path):
         assert again.metadata["metrics"][name] == pytest.approx(totals[name].mean(), rel=1e-5)
 
 
+def without_numbers(text: str) -> str:
+    return "\n".join(line.partition(",")[2] for line in text.split("\n"))
+
+
+AS_WRITTEN = {
+    "blank last lines": lambda text: text + "\n\n \n,,,\n",
+    "blank lines": lambda text: text.replace("\n", "\n\n"),
+    "lines of Windows": lambda text: text.replace("\n", "\r\n"),
+    "semicolons": lambda text: text.replace(",", ";"),
+    "tabs": lambda text: text.replace(",", "\t"),
+    "commas and spaces": lambda text: text.replace(",", ", "),
+    "quotes": lambda text: re.sub(r"[^,\n]+", r'"\g<0>"', text),
+    "a byte order mark": lambda text: "\ufeff" + text,
+    "without line numbers": without_numbers,
+    "line numbers with a name": lambda text: "index" + text,
+    "line numbers of line numbers": lambda text: ",Unnamed: 0" + text.replace("\n", "\n7,"),
+    "columns in another order": lambda text: "\n".join(",".join(line.split(",")[::-1]) for line in text.split("\n")),
+    "True and False": lambda text: re.sub(r",([01])(?=\n|$)", lambda m: f",{m[1] == '1'}", text),
+    "TRUE and FALSE": lambda text: re.sub(r",([01])(?=\n|$)", lambda m: f", {m[1] == '1'} ".upper(), text),
+    "flags with a point": lambda text: re.sub(r",([01])(?=\n|$)", r",\1.0", text),
+}
+
+
+@pytest.mark.parametrize("how", AS_WRITTEN)
+def test_other_programs_write_the_same_log(log, how):
+    expected = read_csv(log, devices=DEVICES)
+    log.write_bytes(AS_WRITTEN[how](log.read_text()).encode())
+    for name, array in read_csv(log, devices=DEVICES).rows._asdict().items():
+        np.testing.assert_array_equal(array, getattr(expected.rows, name), err_msg=name)
+
+
+def test_lines_are_counted_as_an_editor_does(log):
+    log.write_text(log.read_text().replace("\n", "\n\n").replace("-7", "5"))  # the second of three, in line 5
+    with pytest.raises(UserError, match="in line 5 a reward above the cost"):
+        read_csv(log, devices=DEVICES)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text.replace(",15\n", "\n").replace(",14", ""), r"^\S+ lacks the columns 14, 15; logs"),
-        (lambda text: text.replace(",15\n", ",15,16\n"), "has 17 columns"),
+        (lambda text: text.replace(",15\n", ",15,16\n"), "has the column '16', but logs of this task have 0 to 15"),
+        (lambda text: text.replace(HEADER, HEADER.replace(",1,", ",episode,")), "lacks the columns 1; logs"),
+        (lambda text: text.replace(HEADER, "3" + HEADER), "has the column 3 twice"),
+        (lambda text: text.replace(",", "|"), "is damaged: line 1, Could not determine delimiter"),
+        (lambda text: text.replace(",", ";").replace("-10.5", "-10,5"), "is damaged: line 2, .*'-10,5'"),
+        (
+            lambda text: text.replace(",1\n2,", ",2\n2,"),
+            "line 3 flags of the end that are no whole numbers from 0 to 1",
+        ),
+        (lambda text: text.replace(",1\n2,", ",maybe\n2,"), "is damaged: line 3, .*maybe"),
+        (lambda text: text.replace(",1\n2,", ",nan\n2,"), "line 3 flags of the end"),
+        (lambda text: text.replace("-10.5", "-1e39"), "line 2 a reward that is not finite"),
         (lambda text: text.replace("-10.5", "oops"), "is damaged: line 2, .*oops"),
-        (lambda text: text.replace("-10.5", "nan"), "must be finite"),
+        (lambda text: text.replace("-10.5", "nan"), "line 2 a reward that is not finite"),
         (lambda text: text[: len(HEADER) + 30], "is damaged: line 2 has"),
         (lambda text: text[: len(HEADER) + 1], "no transitions"),
         (lambda text: text.replace(",1,14,", ",1,15,"), "from 0 to 14"),

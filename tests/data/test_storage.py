@@ -90,6 +90,7 @@ def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
     def damage(folder: Path) -> None:
         description = json.loads((folder / "dataset.json").read_text())
+        del description["sha256"]
         change(description)
         (folder / "dataset.json").write_text(json.dumps(description))
 
@@ -120,22 +121,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "dtype": (lambda f: np.save(f / "rewards.npy", np.zeros((9, 2))), r"holds <f8 of .* says <f4"),
     "shape": (lambda f: np.save(f / "rewards.npy", np.zeros((2, 9), "f4")), r"shape \(2, 9\), .* says .*\(9, 2\)"),
     "exchanged": (_exchange_with_hash, "dataset.json was changed.*content hash"),
-    "no json": (lambda f: os.truncate(f / "dataset.json", 100), "dataset.json is damaged: it is not JSON"),
-    "no text": (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json is damaged: it is not JSON"),
-    "a list": (lambda f: (f / "dataset.json").write_text("[]"), "has format version None"),
+    "no json": (lambda f: os.truncate(f / "dataset.json", 100), r"dataset\.json' is damaged.*truncated"),
+    "no text": (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), r"dataset\.json' is damaged.*malformed"),
+    "a list": (lambda f: (f / "dataset.json").write_text("[]"), "expected `object`, got `array`"),
     "no description": (lambda f: (f / "dataset.json").unlink(), "There is no dataset in .*toy"),
-    "future": (_edit(lambda d: d.update(format=2)), "has format version 2, .* reads 1"),
-    "no spec": (_edit(lambda d: d.pop("spec")), "malformed.*spec"),
-    "odd spec": (_edit(lambda d: d["spec"].update(colour="red")), "malformed.*colour"),
+    "future": (_edit(lambda d: d.update(format=2)), "has format 2; this version reads format 1"),
+    "no spec": (_edit(lambda d: d.pop("spec")), "missing required field `spec`"),
     "other spec": (_edit(lambda d: d["spec"].update(action_dim=3)), r"toy is damaged: .*actions has shape \(9, 2, 2\)"),
-    "odd length": (_edit(lambda d: d["spec"].update(episode_length=-3)), "no sensible episode_length"),
-    "odd name": (_edit(lambda d: d["spec"].update(name=7)), "no sensible name"),
-    "odd kind": (_edit(lambda d: d["spec"].update(kind="mixed")), "no sensible kind"),
-    "odd return": (_edit(lambda d: d["metadata"].update(mean_return="abc")), "no sensible mean_return"),
-    "odd options": (_edit(lambda d: d["metadata"].update(options=5)), "no sensible options"),
-    "odd metrics": (_edit(lambda d: d["metadata"].update(metrics=5)), "no sensible metrics"),
-    "odd metric": (_edit(lambda d: d["metadata"].update(metrics={"age": "old"})), "no sensible metrics"),
-    "odd arrays": (_edit(lambda d: d.update(arrays=3)), "malformed"),
+    "odd length": (_edit(lambda d: d["spec"].update(episode_length=-3)), "episode_length of task .* must be from 1"),
+    "odd name": (_edit(lambda d: d["spec"].update(name=7)), "spec.name: expected `str`"),
+    "odd kind": (_edit(lambda d: d["spec"].update(kind="mixed")), "spec.kind: invalid enum"),
+    "odd return": (_edit(lambda d: d["metadata"].update(mean_return="abc")), "mean_return: expected `float"),
+    "odd options": (_edit(lambda d: d["metadata"].update(options=5)), "options: expected `object`"),
+    "odd metrics": (_edit(lambda d: d["metadata"].update(metrics=5)), "metrics: expected `object"),
+    "odd metric": (_edit(lambda d: d["metadata"].update(metrics={"age": "old"})), r"metrics\[...\]: expected `float`"),
+    "odd arrays": (_edit(lambda d: d.update(arrays=3)), "arrays: expected `object`"),
     "unknown array": (_edit(lambda d: d["arrays"].update(x=d["arrays"]["obs"])), "lacks or invents x"),
     "array too few": (_edit(lambda d: d["arrays"].pop("obs")), "lacks or invents obs"),
     "optional array too few": (_edit(lambda d: d["arrays"].pop("closing")), "lacks or invents closing"),
@@ -178,7 +178,7 @@ def test_verification_looks_at_values_too(continuous: Dataset, folder: Path, mon
     save(dataclasses.replace(continuous, rows=continuous.rows._replace(actions=actions)), folder.with_name("wide"))
     monkeypatch.undo()
     load(folder.with_name("wide"))
-    with pytest.raises(UserError, match=r"actions holds -2.0 at \[1, 1\]"):
+    with pytest.raises(UserError, match=r"actions holds -2\.0 in episode 0, step 0, agent 1, entry 1"):
         verify(folder.with_name("wide"))
 
 
@@ -210,6 +210,34 @@ def test_what_is_not_valid_is_not_saved(continuous: Dataset, tmp_path: Path):
     for metadata in ({"mean_return": float("nan")}, {"made_by": object()}):
         with pytest.raises(UserError, match="metadata cannot be written as JSON"):
             save(dataclasses.replace(continuous, metadata=metadata), tmp_path / "toy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_metadata_are_empty_metadata(continuous: Dataset, tmp_path: Path):
+    spec, rows = continuous.spec, continuous.rows
+    for number, dataset in enumerate((Dataset(spec, rows), Dataset(spec, rows, None))):  # type: ignore[arg-type]
+        save(dataset, tmp_path / str(number))
+        assert load(tmp_path / str(number)).metadata == {}
+    with pytest.raises(UserError, match="metadata of a dataset are a dict of JSON values, not 'our log'"):
+        Dataset(spec, rows, "our log")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"mean_return": "high"}, "metadata: mean_return: expected `float"),
+        ({"options": 5, "metrics": {"age": "old"}}, "metadata: options: expected `object"),
+        ({"random": 1.0}, "metadata: random and expert must be two different numbers"),
+        ({"random": 1.0, "expert": np.float32(1)}, "metadata: random and expert must be two different numbers"),
+    ],
+)
+def test_metadata_that_could_not_be_read_are_not_written(
+    continuous: Dataset, metadata: dict, message: str, tmp_path: Path
+):
+    with pytest.raises(UserError, match=message):
+        save(dataclasses.replace(continuous, metadata=metadata), tmp_path / "toy")
+    with pytest.raises(ValueError, match="episode_length of task 'toy/continuous' must be from 1"):
+        dataclasses.replace(continuous.spec, episode_length=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -268,6 +296,6 @@ def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     with pytest.raises(UserError, match=r"obs\.npy cannot be read: Permission denied"):
         load(folder)
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(UserError, match=r"dataset\.json cannot be read: Permission denied"):
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"dataset\.json' cannot be read: Permission denied"):
         load(folder)

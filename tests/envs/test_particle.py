@@ -460,3 +460,10 @@ def test_reference_returns_are_those_of_the_prey(tmp_path: pathlib.Path) -> None
     assert shipped is not None
     assert not shipped.published
     assert make("particle/tag", prey="learner").reference is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 2.5])
+def test_a_number_is_no_prey(number: float) -> None:
+    """It would be an open file's; and closing it would close the program's output."""
+    with pytest.raises(TypeError, match="prey must be a name or the path of a file, not"):
+        make("particle/tag", prey=number)

@@ -6,8 +6,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import omarl_envs
 import pytest
 from omarl_envs import UnknownTask, families, make, task_names
+
+import omarl_jax
 
 A_TASK_OF_ONES_OWN = '''
 import jax.numpy as jnp
@@ -99,3 +102,23 @@ def test_importing_the_package_starts_nothing() -> None:
     check = "import sys, omarl_envs; print(sorted({'jax', 'jumanji', 'matplotlib'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_importing_tasks_leaves_notebooks_as_they_are() -> None:
+    """By itself jumanji chooses another backend of matplotlib, and fails where that is missing."""
+    check = """
+import builtins, sys, types
+builtins.__IPYTHON__ = True
+asked = []
+sys.modules["ipykernel"] = types.ModuleType("ipykernel")
+sys.modules["IPython"] = types.ModuleType("IPython")
+sys.modules["IPython"].get_ipython = lambda: asked.append("matplotlib")
+import omarl_envs.base
+assert "jumanji" in sys.modules
+print(asked, builtins.__IPYTHON__)
+"""
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[] True"
+    packages = [pathlib.Path(next(iter(package.__path__))) for package in (omarl_envs, omarl_jax)]
+    files = {file for package in packages for file in package.rglob("*.py") if "jumanji import" in file.read_text()}
+    assert [file.name for file in files] == ["base.py"]

@@ -4,10 +4,10 @@ import csv
 import html
 import itertools
 import json
-import logging
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from rich.console import Console
 
 from omarl_jax.errors import UserError
 from omarl_jax.report import figures, plots, print_table, write_report
-from omarl_jax.report.load import load_runs, unfinished, without_folders
+from omarl_jax.report.load import load_runs, without_folders
 from omarl_jax.report.summarise import Row, summarise, violation_rate
-from omarl_jax.report.tables import improvements
+from omarl_jax.report.tables import cells, improvements
 
 REFERENCE = {"random": 100.0, "expert": 300.0, "source": "made up"}  # a return of 200 is a score of 50
 TEN = np.arange(10.0)  # mean 4.5, lowest tenth 0
@@ -33,14 +33,13 @@ def write_run(
     record: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     done: bool = True,
-    saturation: tuple[float, ...] = (),
+    logged: Sequence[dict[str, Any]] = (),
     metrics: dict[str, Any] | None = None,
     **config: Any,
 ) -> None:
     folder.mkdir(parents=True)
-    if saturation:
-        rows = [json.dumps({"updates": i, "saturation": value}) for i, value in enumerate(saturation)]
-        (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    if logged:
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in logged))
     full: dict[str, Any] = {
         "format": 2,
         "algorithm": "omar",
@@ -77,7 +76,7 @@ def write_run(
 
 
 def only_row(folder: Path) -> Row:
-    (row,) = summarise(load_runs(folder))
+    (row,) = summarise(load_runs(folder)[0])
     return row
 
 
@@ -114,13 +113,15 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     assert "‡" not in text
 
 
-def test_unfinished_runs_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unfinished_and_damaged_runs_are_named_and_left_out(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 200 + TEN, seed=0)
     write_run(tmp_path / "b", 900 + TEN, seed=1, done=False)
-    with caplog.at_level(logging.WARNING):
-        assert [run.seed for run in load_runs(tmp_path)] == [0]
-    assert "1 unfinished runs: b" in caplog.text
-    assert unfinished(tmp_path) == [tmp_path / "b"]
+    write_run(tmp_path / "c", 900 + TEN, seed=2, record={"status": "lost"})
+    finished, others = load_runs(tmp_path)
+    assert [run.seed for run in finished] == [0]
+    assert list(others) == [tmp_path / "b", tmp_path / "c"]
+    assert others[tmp_path / "b"] == ""
+    assert "run.json' is damaged, or was changed by hand: status: invalid enum value 'lost'" in others[tmp_path / "c"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_failed_runs_are_counted_and_listed_but_in_no_number(tmp_path: Path, bro
     row = only_row(tmp_path / "runs")
     assert (row.mean, row.tails[0.1], row.best, row.started) == (60, 60, 50, 3)
     assert "2 of 3" in printed([row])
-    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")
+    paths = write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out")
     page = paths["report.html"].read_text()
     assert why in paths["runs.csv"].read_text()
     assert html.escape(why) in page
@@ -148,10 +149,10 @@ def test_failed_runs_are_counted_and_listed_but_in_no_number(tmp_path: Path, bro
 def test_a_method_whose_runs_all_failed_still_has_its_row(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", TEN, record=DIVERGED)
     write_run(tmp_path / "runs" / "b", TEN, algorithm="cql")
-    rows = {row.algorithm: row for row in summarise(load_runs(tmp_path / "runs"))}
+    rows = {row.algorithm: row for row in summarise(load_runs(tmp_path / "runs")[0])}
     assert np.isnan(rows["omar"].mean)
     assert "0 of 1" in printed([rows["omar"]])
-    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].exists()
+    assert write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out")["report.html"].exists()
 
 
 def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(tmp_path: Path) -> None:
@@ -164,12 +165,16 @@ def test_without_reference_numbers_are_raw_and_nothing_published_stands_beside(t
 
 def test_a_saturated_policy_is_marked(tmp_path: Path) -> None:
     """The last chunk counts, and one run is enough."""
-    write_run(tmp_path / "0", TEN, seed=0, saturation=(0.1, 0.95))
-    write_run(tmp_path / "1", TEN, seed=1, saturation=(0.95, 0.2))
+
+    def logged(*saturations: float) -> list[dict[str, Any]]:
+        return [{"updates": i + 1, "saturation": value} for i, value in enumerate(saturations)]
+
+    write_run(tmp_path / "0", TEN, seed=0, logged=logged(0.1, 0.95))
+    write_run(tmp_path / "1", TEN, seed=1, logged=logged(0.95, 0.2))
     row = only_row(tmp_path)
     assert row.saturation == 0.95
     assert " §" in printed([row]) and "§ no result: more than 90 %" in printed([row])
-    write_run(tmp_path / "other" / "0", TEN, seed=0, saturation=(0.99, 0.9))
+    write_run(tmp_path / "other" / "0", TEN, seed=0, logged=logged(0.99, 0.9))
     assert "§" not in printed([only_row(tmp_path / "other")])
 
 
@@ -207,7 +212,7 @@ def test_rows_of_a_grid_show_what_differs(tmp_path: Path) -> None:
         write_run(tmp_path / f"{value}", 100 + value + TEN, config=config, config_hash=f"hash-{value}")
     write_run(tmp_path / "other", TEN, algorithm="cql", config={"tau": 0.5})
     write_run(tmp_path / "long", 999 + TEN, updates=90, config={"omar_coe": 2.0, "tau": 0.01}, config_hash="hash-2.0")
-    assert [row.method for row in summarise(load_runs(tmp_path))] == [
+    assert [row.method for row in summarise(load_runs(tmp_path)[0])] == [
         "cql",
         "omar (updates=9, omar_coe=0.5)",
         "omar (updates=9, omar_coe=2)",
@@ -219,13 +224,13 @@ def test_rows_of_a_grid_show_what_differs(tmp_path: Path) -> None:
 def test_rows_of_equal_configs_are_told_apart_by_their_hash(tmp_path: Path) -> None:
     write_run(tmp_path / "a", TEN, config_hash="aaaaaaaaaa")
     write_run(tmp_path / "b", TEN, config_hash="bbbbbbbbbb")
-    assert [row.method for row in summarise(load_runs(tmp_path))] == ["omar (hash=aaaaaaaa)", "omar (hash=bbbbbbbb)"]
+    assert [row.method for row in summarise(load_runs(tmp_path)[0])] == ["omar (hash=aaaaaaaa)", "omar (hash=bbbbbbbb)"]
 
 
 def test_a_narrow_terminal_hides_no_number(tmp_path: Path) -> None:
     for value in ("[bold]", "[red]"):
         write_run(tmp_path / value, TEN, config={"mode": value}, config_hash=f"hash-of-{value}")
-    rows = summarise(load_runs(tmp_path))
+    rows = summarise(load_runs(tmp_path)[0])
     assert "omar (mode=[bold])" in printed(rows)
     console = Console(width=80)
     with console.capture() as capture:
@@ -233,10 +238,44 @@ def test_a_narrow_terminal_hides_no_number(tmp_path: Path) -> None:
     assert "…" not in capture.get()
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_no_word_and_no_number_is_broken_in_a_narrow_terminal(tmp_path: Path, width: int) -> None:
+    for dataset in ("medium-replay", "expert"):
+        for seed, coefficient in enumerate((0.5, 1.0, 0.5, 1.0)):
+            config = {"config": {"omar_coe": coefficient}, "config_hash": f"{coefficient}1234567"}
+            run = config | {"dataset": dataset, "seed": seed, "algorithm": "omar_random_shooting"}
+            write_run(tmp_path / f"{dataset}-{seed}", 400 + 9 * seed + 2 * TEN, returns=[[100, 200]], **run)
+    rows = summarise(load_runs(tmp_path)[0])
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_table(rows, console)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= width
+    for row in cells(rows):
+        for name, cell in row.items():
+            assert all(any(word in line.split() for line in lines) for word in name.split())
+            parts = cell.split() if name == "method" else [cell]
+            assert all(any(f" {part} " in line for line in lines) for part in parts), cell
+    widest = [line for line in lines if "omar_random_shooting" in line and "medium-replay" in line]
+    assert len(widest) == 2 * {60: 5, 80: 3, 100: 2, 160: 1}[width]  # tables, with a line for each row
+
+
+def test_what_methods_share_is_named_in_words(tmp_path: Path) -> None:
+    for algorithm in ("omar", "cql"):
+        write_run(tmp_path / f"{algorithm}-0", TEN, algorithm=algorithm, dataset="expert")
+        write_run(tmp_path / f"{algorithm}-1", TEN, algorithm=algorithm, options={"n_agents": 5, "prey": "learner"})
+    page = write_report(load_runs(tmp_path)[0], tmp_path / "report")["report.html"].read_text()
+    (sentence,) = re.findall("<p>Scores of all seeds on the datasets that every method learned: (.*?).</p>", page)
+    assert sentence.split("; ") == [
+        "particle/spread expert",
+        "particle/spread medium with n_agents=5, prey=learner",
+    ]
+
+
 def test_datasets_stand_in_the_order_of_their_quality(tmp_path: Path) -> None:
     for dataset in ("expert", "medium", "medium-replay", "own", "random"):
         write_run(tmp_path / dataset, TEN, dataset=dataset)
-    rows = summarise(load_runs(tmp_path))
+    rows = summarise(load_runs(tmp_path)[0])
     assert [row.dataset for row in rows] == ["random", "medium-replay", "medium", "expert", "own"]
 
 
@@ -247,7 +286,7 @@ def test_the_mean_of_the_data_counts_each_dataset_once(tmp_path: Path) -> None:
     for seed, risk in ((0, 1.0), (1, 1.0), (2, 4.0)):
         metrics = {"hash": "xxy"[seed], "metrics": {"collisions": risk}}
         write_run(tmp_path / "risk" / str(seed), TEN, seed=seed, dataset="expert", data=metrics)
-    scores, quantities = summarise(load_runs(tmp_path))
+    scores, quantities = summarise(load_runs(tmp_path)[0])
     assert scores.data_mean == 25
     assert quantities.data_metrics == {"collisions": 2.5}
 
@@ -256,7 +295,7 @@ def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
     """Of what varies between runs; `n_agents` of spread is 3."""
     write_run(tmp_path / "0", TEN)
     write_run(tmp_path / "1", TEN, options={"n_agents": 5}, config_hash="other")
-    assert [row.differs for row in summarise(load_runs(tmp_path))] == [{"n_agents": 3}, {"n_agents": 5}]
+    assert [row.differs for row in summarise(load_runs(tmp_path)[0])] == [{"n_agents": 3}, {"n_agents": 5}]
 
 
 def test_only_what_learned_the_same_is_compared(tmp_path: Path) -> None:
@@ -264,7 +303,7 @@ def test_only_what_learned_the_same_is_compared(tmp_path: Path) -> None:
     for algorithm, (n, size) in itertools.product(("cql", "omar"), ((3, 5), (5, 5), (5, 9))):
         form: dict[str, Any] = {"options": {"n_agents": n}, "data": {"size": size}, "config_hash": f"{n}-{size}"}
         write_run(tmp_path / f"{algorithm}-{n}-{size}", TEN, algorithm=algorithm, **form)
-    found = {(line["method"], line["over"]) for line in improvements(summarise(load_runs(tmp_path)))}
+    found = {(line["method"], line["over"]) for line in improvements(summarise(load_runs(tmp_path)[0]))}
     assert {frozenset(re.findall(r"\w+=\d+", f"{one} {other}")) for one, other in found} == {
         frozenset(form.split(", ")) for form in forms
     }
@@ -275,7 +314,7 @@ def test_the_same_run_twice_is_an_error(tmp_path: Path) -> None:
     write_run(tmp_path / "first", TEN)
     write_run(tmp_path / "second", TEN)
     with pytest.raises(UserError, match=r"first.*second"):
-        summarise(load_runs(tmp_path))
+        summarise(load_runs(tmp_path)[0])
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -289,8 +328,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     middle = len(sound) // 2
     for damaged in (b"PK\x03\x04", sound[:middle], sound[:middle] + b"!" + sound[middle + 1 :]):
         (tmp_path / "cut" / "evaluations.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match="cut"):
-            load_runs(tmp_path)
+        assert list(load_runs(tmp_path)[1]) == [tmp_path / "cut"]
 
 
 def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
@@ -300,7 +338,7 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
             write_run(tmp_path / "runs" / f"{algorithm}{seed}", np.full(10, value), algorithm=algorithm, seed=seed)
     write_run(tmp_path / "runs" / "stopped", TEN, seed=9, done=False)
     paths = write_report(
-        load_runs(tmp_path / "runs"), tmp_path / "out", dict.fromkeys(unfinished(tmp_path / "runs"), "no room")
+        load_runs(tmp_path / "runs")[0], tmp_path / "out", dict.fromkeys(load_runs(tmp_path / "runs")[1], "no room")
     )
     page = paths["report.html"].read_text()
     assert "<script" not in page
@@ -356,12 +394,12 @@ def test_a_setting_that_varies_gets_a_picture_and_risk_its_shares(tmp_path: Path
                 config_hash=f"{number}",
                 metrics=risk,
             )
-    rows = summarise(load_runs(tmp_path / "runs"))
+    rows = summarise(load_runs(tmp_path / "runs")[0])
     assert [row.differs for row in rows] == [{"risk": 0.1}, {"risk": 0.5}, {"risk": 1.0}]
     assert rows[1].violating == {"risk": 0.5}
     assert rows[1].metrics["risk"] == 1.25
     assert rows[1].tails[0.25] == pytest.approx(2.75)  # the lowest of four: 105 and 106, which score 2.5 and 3
-    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")
+    paths = write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out")
     assert paths["grid-particle-spread-medium-risk"].read_bytes().startswith(b"\x89PNG")
     page = paths["report.html"].read_text()
     assert "<td>12.5 %</td>" in page  # of the steps
@@ -390,7 +428,7 @@ def test_what_the_data_did_stands_beside_what_policies_do(tmp_path: Path) -> Non
     metrics = {"risk": [8.0, 8.0], "risk_0": [2.0, 2.0], "risk_1": [6.0, 6.0], "length": [20.0, 20.0]}
     data = {"metrics": {"return": 160.0, "risk": 1.0, "risk_0": 1.0, "risk_1": 0.0, "length": 10.0}}
     write_run(tmp_path / "runs" / "0", np.array([150.0, 170.0]), metrics=metrics, data=data)
-    page = write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].read_text()
+    page = write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out")["report.html"].read_text()
     assert re.search(r"the data</td>.*<td>5 %</td><td>10 %</td><td>0 %</td>", page)
     assert re.search(r"omar</td>.*<td>20 %</td><td>10 %</td><td>30 %</td>", page)
 
@@ -410,7 +448,7 @@ def test_one_config_on_several_datasets_gets_a_picture_of_them(tmp_path: Path) -
     for dataset in ("late", "early", "middle"):
         write_run(tmp_path / "runs" / dataset, TEN, dataset=dataset, algorithm="ciqr", task="uav/iot")
         write_run(tmp_path / "runs" / f"bc-{dataset}", TEN, dataset=dataset, algorithm="bc", config={"lr": dataset})
-    runs = load_runs(tmp_path / "runs")
+    runs = load_runs(tmp_path / "runs")[0]
     assert figures._over_datasets(summarise(runs))["ciqr"].values == ["early", "middle", "late"]
     assert list(figures._over_datasets(summarise(runs))) == ["ciqr"]
     paths = write_report(runs, tmp_path / "out")
@@ -423,19 +461,19 @@ def test_options_of_the_task_and_the_size_of_the_data_tell_rows_apart(tmp_path: 
     write_run(tmp_path / "1", TEN, options={"risk_penalty": 300.0}, config_hash="b")
     write_run(tmp_path / "2", TEN, dataset="random", data={"size": 10}, config_hash="c")
     write_run(tmp_path / "3", TEN, dataset="random", data={"size": 20}, config_hash="d")
-    names = [row.method for row in summarise(load_runs(tmp_path))]
+    names = [row.method for row in summarise(load_runs(tmp_path)[0])]
     assert names == ["omar (size=10)", "omar (size=20)", "omar (risk_penalty=100)", "omar (risk_penalty=300)"]
 
 
 def test_returns_that_are_all_but_equal(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "0", np.float32([1000.0, np.nextafter(np.float32(1000), np.float32(2000))]))
-    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].exists()
+    assert write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out")["report.html"].exists()
 
 
 def test_a_run_whose_evaluations_were_lost_still_counts(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "0", 200 + TEN, returns=())
     assert only_row(tmp_path / "runs").mean == 52.25
-    assert write_report(load_runs(tmp_path / "runs"), tmp_path / "out")["report.html"].exists()
+    assert write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out")["report.html"].exists()
 
 
 def test_other_risks_of_a_task_are_no_agents(tmp_path: Path) -> None:
@@ -447,7 +485,7 @@ def test_scores_and_returns_never_stand_in_one_cell(tmp_path: Path) -> None:
     write_run(tmp_path / "0", TEN, options={"n_agents": 3}, config_hash="a")
     write_run(tmp_path / "1", TEN, options={"n_agents": 5}, config_hash="b", reference=None, data={"hash": "y"})
     write_run(tmp_path / "2", TEN, dataset="random", config_hash="c")
-    rows = summarise(load_runs(tmp_path))
+    rows = summarise(load_runs(tmp_path)[0])
     assert [row.normalised for row in rows] == [True, False, False]
     assert rows[1].mean == rows[2].mean == 4.5
     assert figures._units(rows) == "score or return"
@@ -455,18 +493,18 @@ def test_scores_and_returns_never_stand_in_one_cell(tmp_path: Path) -> None:
 
 def test_data_of_several_settings_have_no_common_mean(tmp_path: Path) -> None:
     write_run(tmp_path / "0", TEN, options={"risk_penalty": 100.0}, config_hash="a")
-    assert "data" in figures._panel(summarise(load_runs(tmp_path))).levels
+    assert "data" in figures._panel(summarise(load_runs(tmp_path)[0])).levels
     write_run(
         tmp_path / "1", TEN, options={"risk_penalty": 300.0}, config_hash="b", data={"hash": "y", "mean_score": 9}
     )
-    assert "data" not in figures._panel(summarise(load_runs(tmp_path))).levels
+    assert "data" not in figures._panel(summarise(load_runs(tmp_path)[0])).levels
 
 
 def test_an_unwritable_report_is_one_sentence(tmp_path: Path) -> None:
     write_run(tmp_path / "0", TEN)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        write_report(load_runs(tmp_path), tmp_path / "file" / "report")
+        write_report(load_runs(tmp_path)[0], tmp_path / "file" / "report")
 
 
 def test_curves_show_the_mean_over_runs_and_labels_that_do_not_touch() -> None:
@@ -489,10 +527,10 @@ def test_many_variants_have_a_panel_for_each_algorithm(tmp_path: Path) -> None:
         write_run(tmp_path / f"omar{i}", TEN, config={"lr": i}, config_hash=f"a{i}")
     for i in range(3):
         write_run(tmp_path / f"bc{i}", TEN, algorithm="bc", config={"lr": i}, config_hash=f"b{i}")
-    rows = summarise(load_runs(tmp_path))
+    rows = summarise(load_runs(tmp_path)[0])
     assert [panel.title for panel in figures._panels(rows)] == ["medium"]  # there are colours for nine
     write_run(tmp_path / "bc3", TEN, algorithm="bc", config={"lr": 3}, config_hash="b3")
-    rows = summarise(load_runs(tmp_path))
+    rows = summarise(load_runs(tmp_path)[0])
     panels = figures._panels(rows)
     assert {panel.title: list(panel.curves) for panel in panels} == {
         "bc on medium": [f"bc (lr={i})" for i in range(4)],
@@ -505,6 +543,129 @@ def test_many_variants_have_a_panel_for_each_algorithm(tmp_path: Path) -> None:
     assert not figure.legends
 
 
+def agents_logged(updates: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Metrics of two agents. In seed 1 agent 1 is never at a bound, and influence and KL/d are larger by ten."""
+    return [
+        {
+            "updates": update,
+            "critic_loss": 1.0,
+            "at_bound": [1.0, 0.5 * (1 - seed)] if update <= 2 else [0.0, 0.0],
+            "influence": [update + 10.0 * seed, -update + 10.0 * seed],
+            "kl_over_budget": [0.25 * update + 10 * seed, 0.5 * update + 10 * seed],
+            "v_r": [100.0 * update, 200.0 * update],
+        }
+        for update in updates
+    ]
+
+
+def test_a_method_that_allocates_has_its_bounds_and_budgets_in_the_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "bc", TEN, algorithm="bc")
+    for seed in range(2):
+        write_run(tmp_path / "runs" / f"{seed}", TEN, seed=seed, logged=agents_logged((2, 8), seed))
+    runs = load_runs(tmp_path / "runs")[0]
+    plain, row = summarise(runs)
+    assert row.at_bound == pytest.approx((0.75 * 2 / 8 + 0.5 * 2 / 8) / 2)  # in two updates of eight
+    assert row.kl_over_budget == pytest.approx([7.0, 9.0])  # after the last: 2 and 4, and ten more
+    assert (plain.at_bound, plain.kl_over_budget, plain.per_agent) == (None, None, {})
+    header = ["CVaR 0.1", "α at a bound", "KL/d", "seeds", "config"]
+    assert [list(line)[-5:] for line in cells([plain, row])] == [header] * 2
+    assert [list(line.values())[-4:-2] for line in cells([plain, row])] == [["–", "–"], ["15.6 %", "7 to 9"]]  # noqa: RUF001
+    assert "KL/d" not in cells([plain])[0] and "KL/d" not in printed([plain])
+    assert "KL/d: divergence over budget" in printed([row])
+
+    paths = write_report(runs, tmp_path / "out")
+    assert "| 15.6 % | 7 to 9 | 2 |" in paths["table.md"].read_text()
+    assert "<td>15.6 %</td><td>7 to 9</td>" in paths["report.html"].read_text()
+    with paths["table.csv"].open(newline="") as file:
+        without, record = csv.DictReader(file)
+    assert without["at_bound"] == without["kl_over_budget_highest"] == ""
+    assert [float(record[f"kl_over_budget_{end}"]) for end in ("lowest", "highest")] == [7, 9]
+    assert float(record["at_bound"]) == 0.15625
+    with paths["agents.csv"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["algorithm"], line["seed"], line["agent"]) for line in lines] == [
+        ("omar", seed, agent) for seed in "01" for agent in "01"
+    ]
+    assert [float(line["final_influence"]) for line in lines] == [8, -8, 18, 2]
+    assert [float(line["final_v_r"]) for line in lines] == [800, 1600] * 2
+    assert "final_critic_loss" not in lines[0]
+
+
+def test_what_is_logged_for_each_agent_is_drawn_with_a_line_for_each(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", TEN, logged=agents_logged((2, 4, 8)))
+    write_run(tmp_path / "runs" / "1", TEN, seed=1, logged=agents_logged((2, 8), seed=1))  # not logged after 4
+    write_run(tmp_path / "runs" / "bc", TEN, algorithm="bc")
+    runs = load_runs(tmp_path / "runs")[0]
+    drawn = {picture.name: figure for picture, figure in figures.draw(summarise(runs))}
+    names = [f"{kind}-particle-spread-medium-omar" for kind in ("agents", "influence")]
+    assert [name for name in drawn if name.startswith(("agents", "influence"))] == names
+    over_training, influence = (drawn[name] for name in names)
+    titles = [axes.get_title(loc="left") for axes in over_training.axes]
+    assert titles == ["at_bound", "influence", "kl_over_budget", "v_r"]
+    lines = [np.asarray(line.get_xydata()).tolist() for line in over_training.axes[1].lines]
+    assert lines == [[[2, 7], [8, 13]], [[2, 3], [8, -3]]]
+    assert [text.get_text() for text in over_training.legends[0].get_texts()] == ["agent 0", "agent 1"]
+
+    (axes,) = influence.axes
+    assert [np.asarray(line.get_xydata()).tolist() for line in axes.lines if line.get_marker() == "None"] == [
+        [[200, 2], [800, 8]],  # agent 0 in both runs
+        [[200, 12], [800, 18]],
+        [[400, -2], [1600, -8]],  # agent 1
+        [[400, 8], [1600, 2]],
+    ]
+    ends = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [np.asarray(line.get_xydata()).tolist() for line in ends] == [
+        [[800, 8]], [[800, 18]], [[1600, -8]], [[1600, 2]],
+    ]  # fmt: skip
+    assert len({line.get_color() for line in ends}) == 2
+
+    paths = write_report(runs, tmp_path / "out")
+    page = paths["report.html"].read_text()
+    assert all(paths[name].read_bytes().startswith(b"\x89PNG") for name in names)
+    assert page.count('alt="omar on medium"') == 2
+    write_run(tmp_path / "other" / "bc", TEN, algorithm="bc")
+    assert "agents.csv" not in write_report(load_runs(tmp_path / "other")[0], tmp_path / "out2")
+
+
+def test_a_metric_that_is_not_finite_or_not_of_all_runs_is_not_drawn(tmp_path: Path) -> None:
+    lines = agents_logged((2, 8))
+    lines[0]["kl_over_budget"] = [None, 1.0]
+    write_run(tmp_path / "0", TEN, logged=lines)
+    write_run(tmp_path / "1", TEN, seed=1, logged=[{k: v for k, v in line.items() if k != "v_r"} for line in lines])
+    row = only_row(tmp_path)
+    assert list(row.per_agent) == ["at_bound", "influence"]
+    assert row.kl_over_budget is None
+    assert list(figures._agents(row)) == ["agents"]
+    write_run(tmp_path / "2", TEN, seed=2)
+    assert only_row(tmp_path).per_agent == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ({"updates": 8, "kl": [1.0, 2.0, 3.0]}, "its lines do not fit each other"),
+        ({"updates": 8, "kl": 1.0}, "its lines do not fit each other"),
+        ({"updates": 8}, "its lines do not fit each other"),
+        ({"updates": 8, "kl": [1.0, 2.0], "share": [1.0, 0.0]}, "its lines do not fit each other"),
+        ({"updates": 2, "kl": [1.0, 2.0]}, "its lines do not fit each other"),
+        ({"updates": 8, "kl": []}, "expected `array` of length >= 1"),
+        ({"updates": 8, "kl": [[1.0], 2.0]}, "got `array`"),
+        ({"updates": 8, "kl": "much"}, "got `str`"),
+        ({"kl": [1.0, 2.0]}, "missing required field `updates`"),
+    ],
+)
+def test_damaged_metrics_are_refused(tmp_path: Path, line: dict[str, Any], why: str) -> None:
+    write_run(tmp_path / "0", TEN, logged=[{"updates": 2, "kl": [1.0, 2.0]}, line])
+    ((path, reason),) = load_runs(tmp_path)[1].items()
+    assert path == tmp_path / "0"
+    assert "metrics.jsonl' is damaged" in reason and why in reason
+
+
+def test_all_metrics_of_agents_have_equally_many(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", TEN, logged=[{"updates": i, "kl": [1.0, 2.0], "share": [1.0]} for i in (2, 8)])
+    assert "its lines do not fit each other" in load_runs(tmp_path)[1][tmp_path / "0"]
+
+
 HOSTILE = "=1|<script>alert(1)</script>"
 
 
@@ -512,7 +673,7 @@ def test_names_stay_inside_their_cells(tmp_path: Path) -> None:
     """In HTML no name becomes markup, in Markdown none opens a cell, in a spreadsheet none becomes a formula."""
     write_run(tmp_path / "runs" / "0", TEN, algorithm=HOSTILE, dataset="@data|set\n# no heading")
     write_run(tmp_path / "runs" / "1", TEN, algorithm=HOSTILE, seed=1, record=DIVERGED | {"reason": "-<b>|\n+"})
-    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out", {tmp_path / "<i>": "<u>"})
+    paths = write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out", {tmp_path / "<i>": "<u>"})
     page = paths["report.html"].read_text()
     assert html.escape(HOSTILE) in page
     assert not re.findall(r"<(?:script|b|i|u)\b", page)
@@ -538,7 +699,7 @@ def test_no_folder_of_this_computer_is_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "1", TEN, dataset=f"{folder}/logs/pilots", config_hash="y")
     write_run(tmp_path / "runs" / "2", TEN, seed=1, record=DIVERGED | {"reason": f"see '{folder}/error.txt'"})
     reason = f"OSError: (see '{folder}/groups/1/error.txt')"
-    paths = write_report(load_runs(tmp_path / "runs"), tmp_path / "out", {tmp_path / "runs" / "9": reason})
+    paths = write_report(load_runs(tmp_path / "runs")[0], tmp_path / "out", {tmp_path / "runs" / "9": reason})
     texts = {name: path.read_text() for name, path in paths.items() if path.suffix != ".png"}
     for text in texts.values():
         assert folder not in text
@@ -555,8 +716,8 @@ def test_only_folders_of_runs_are_read(tmp_path: Path) -> None:
     for place in ("runs/0/files", "runs/0/wandb/run", "groups/a/checkpoints/7", "wandb/run"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "config.json").write_text("{}")
-    assert [run.folder for run in load_runs(tmp_path)] == [tmp_path / "runs" / "0"]
-    assert unfinished(tmp_path) == []
+    assert [run.folder for run in load_runs(tmp_path)[0]] == [tmp_path / "runs" / "0"]
+    assert load_runs(tmp_path)[1] == {}
 
 
 ALONE = """
@@ -568,7 +729,7 @@ from omarl_jax.report import print_table, write_report
 from omarl_jax.report.load import load_runs
 from omarl_jax.report.summarise import summarise
 
-runs = load_runs(Path(sys.argv[1]))
+runs = load_runs(Path(sys.argv[1]))[0]
 paths = write_report(runs, Path(sys.argv[2]))
 print_table(summarise(runs), Console())
 assert paths["report.html"].exists()

@@ -67,8 +67,11 @@ def load_prey(path: str | pathlib.Path, obs_dim: int) -> Prey:
         obs_dim: the length of the prey's observation, 14 in tag and 22 in world.
 
     Raises:
+        TypeError: if it is no path; a number would be an open file's.
         ValueError: if the file is not such an archive, or the network does not fit or has impossible numbers.
     """
+    if not isinstance(path, str | pathlib.Path):
+        raise TypeError(f"prey must be a name or the path of a file, not {path!r}.")
     try:
         # Opened here, because NumPy leaves a damaged archive open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -4,9 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jumanji.types import TimeStep
 
-from omarl_envs.base import MultiAgentEnv, Observation
+from omarl_envs.base import MultiAgentEnv, Observation, TimeStep
 from omarl_envs.particle import physics
 from omarl_envs.particle.physics import State, Vec
 from omarl_envs.spec import ScoreReference, TaskSpec

@@ -1,12 +1,14 @@
 """Logs of `uav/iot` in the CSV layout of MA-CQR (Eldeeb et al. 2024).
 
 The header is `,0,1,…`. Each line holds its number, the state, the action of each UAV, the reward that they share, the
-next state, and whether the episode is over.
+next state, and whether the episode is over: 0 or 1, True or False. Files that went through pandas or a spreadsheet are
+read, too: with or without columns of line numbers, separated by commas, semicolons or tabs, with blank lines.
 """
 
 import csv
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,13 @@ from omarl_envs.spec import TaskSpec
 from omarl_envs.uav import MAX_AGE, MOVES
 
 from omarl_jax.data.dataset import Dataset
-from omarl_jax.data.validation import from_episodes, validate
+from omarl_jax.data.episodes import from_episodes
+from omarl_jax.data.validation import validate
 from omarl_jax.errors import UserError
 from omarl_jax.files import replacing
 from omarl_jax.tasks import make_env
+
+_FLAGS = {"true": "1", "false": "0"}  # as pandas and spreadsheets write them
 
 
 def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
@@ -37,23 +42,23 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     env: Any = make_env("uav/iot", **options)
     path, spec = pathlib.Path(path), env.task_spec
     _check_form(spec, options)
-    table = _numbers(path, _width(spec))
+    table, lines = _numbers(path, _width(spec))
     cuts = np.cumsum([spec.state_dim, spec.n_agents, 1, spec.state_dim])
     state, actions, reward, next_state, over = np.split(table, cuts, axis=1)
-    over = over[:, 0] != 0
     cells, ages = np.split(np.stack([state, next_state], axis=1), [2 * spec.n_agents], axis=2)  # (V, 2, …)
     age = ages[:, 1].mean(axis=1)
     for what, values, least, most in (
         ("actions", actions, 0, spec.action_dim - 1),
         ("cells", cells, 0, env.side - 1),
         ("ages", ages, 1, MAX_AGE),
+        ("flags of the end", over, 0, 1),
     ):
-        wrong = (values != np.round(values)) | (values < least) | (values > most)
-        _refuse(
-            path, wrong.reshape(len(table), -1).any(axis=1), f"{what} that are no whole numbers from {least} to {most}"
-        )
-    _refuse(path, reward[:, 0] > 1e-3 - age, "a reward above the cost of the ages alone")
+        wrong = ((values != np.round(values)) | (values < least) | (values > most)).reshape(len(table), -1)
+        _refuse(path, lines[wrong.any(axis=1)], f"{what} that are no whole numbers from {least} to {most}")
+    _refuse(path, lines[~(np.abs(reward[:, 0]) < np.finfo(np.float32).max)], "a reward that is not finite")
+    _refuse(path, lines[reward[:, 0] > 1e-3 - age], "a reward above the cost of the ages alone")
 
+    over = over[:, 0] == 1
     last = over | np.append((next_state[:-1] != state[1:]).any(axis=1), True)
     ends = np.flatnonzero(last)
 
@@ -64,8 +69,8 @@ def read_csv(path: str | pathlib.Path, **options: Any) -> Dataset:
     rows = from_episodes(
         spec,
         for_all(state),
-        actions.astype(np.int32),
-        np.repeat(reward.astype(np.float32), spec.n_agents, axis=1),
+        actions,
+        np.repeat(reward, spec.n_agents, axis=1),
         np.repeat(terminal[:, None], spec.n_agents, axis=1),
         last & ~terminal,
         for_all(next_state[ends]),
@@ -110,10 +115,10 @@ def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
         file.write("\n".join([*lines, ""]).encode())
 
 
-def _refuse(path: pathlib.Path, wrong: np.ndarray, what: str) -> None:
+def _refuse(path: pathlib.Path, wrong_lines: np.ndarray, what: str) -> None:
     """Raises for the first line that is wrong, if any is."""
-    if wrong.any():
-        raise UserError(f"{path} has in line {int(wrong.argmax()) + 2} {what}: it is no log of this task.")
+    if len(wrong_lines):
+        raise UserError(f"{path} has in line {wrong_lines[0]} {what}: it is no log of this task.")
 
 
 def _check_form(spec: TaskSpec, options: dict[str, Any]) -> None:
@@ -127,31 +132,46 @@ def _width(spec: TaskSpec) -> int:
     return 2 * spec.state_dim + spec.n_agents + 2
 
 
-def _numbers(path: pathlib.Path, width: int) -> np.ndarray:
-    """(V, width) numbers, found by the names of their columns."""
+def _numbers(path: pathlib.Path, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(V, width) numbers, found by the names of their columns, and the (V,) lines of the file that they stand in."""
+    number, rows, lines = 1, [], []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if missing := [str(i) for i in range(width) if str(i) not in header]:
-                some = ", ".join(missing[:5]) + (f" … {missing[-1]}" if len(missing) > 5 else "")
-                raise UserError(f"{path} lacks the columns {some}; logs of this task have 0 to {width - 1}.")
-            if len(header) > width + 1:
-                raise UserError(f"{path} has {len(header) - 1} columns, but logs of this task have {width}.")
-            chosen = [header.index(str(i)) for i in range(width)]
-            lines = []
-            for line in reader:
-                if len(line) != len(header):
-                    found = f"{len(line)} fields, not {len(header)}"
-                    raise UserError(f"{path} is damaged: line {reader.line_num} has {found}.")
-                lines.append([float(line[i]) for i in chosen])
-            table = np.array(lines)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            dialect = csv.Sniffer().sniff(file.readline(), delimiters=",;\t")
+            file.seek(0)
+            reader = csv.reader(file, dialect)
+            header = next(reader)
+            chosen = _columns(path, header, width)
+            for cells in reader:
+                number = reader.line_num
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(header):
+                    raise UserError(f"{path} is damaged: line {number} has {len(cells)} fields, not {len(header)}.")
+                *values, over = (cells[i] for i in chosen)
+                rows.append([*map(float, values), float(_FLAGS.get(over.strip().lower(), over))])
+                lines.append(number)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is damaged: line {reader.line_num}, {error}.") from error
-    if len(table) == 0:
+        raise UserError(f"{path} is damaged: line {number}, {error}.") from error
+    if not rows:
         raise UserError(f"{path} holds no transitions.")
-    return table
+    return np.array(rows), np.array(lines)
+
+
+def _columns(path: pathlib.Path, header: list[str], width: int) -> list[int]:
+    """Where the columns 0, 1, … stand; besides them there may only be columns of line numbers."""
+    names = [name.strip() for name in header]
+    known = [str(i) for i in range(width)]
+    if missing := [name for name in known if name not in names]:
+        some = ", ".join(missing[:5]) + (f" … {missing[-1]}" if len(missing) > 5 else "")
+        raise UserError(f"{path} lacks the columns {some}; logs of this task have 0 to {width - 1}.")
+    line_numbers = re.compile(r"(Unnamed: \d+|index)?", re.IGNORECASE)
+    if others := [name for name in names if name not in known and not line_numbers.fullmatch(name)]:
+        raise UserError(f"{path} has the column {others[0]!r}, but logs of this task have 0 to {width - 1}.")
+    if twice := [name for name in known if names.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]} twice.")
+    return [names.index(name) for name in known]
