@@ -95,8 +95,16 @@ def test_parts_before_training_are_templates_of_those_after(dataset):
     fresh = algorithms.untrained(METHOD.make(made, dataset.spec).needs.parts, dataset.spec)
     parts = train_parts(METHOD, [made], [0], [dataset], [0])
     assert jax.tree.map(lambda x: x.shape[1:], parts) == jax.tree.map(jnp.shape, fresh)
-    # A method that sees standardised observations starts from what its part sees them by, too.
-    equal(Trainer(METHOD, [made], [0], [dataset], [0], None, parts=parts).runs.state.policy, parts["behaviour"])
+
+
+def test_a_method_sees_standardised_observations_as_its_part_does(dataset):
+    """The part has not learned from the episodes that were held out, whose mean is another."""
+    made = METHOD.configure(dataset.spec, SMALL | {"input_norm": "dataset"})
+    parts = train_parts(METHOD, [made], [0], [dataset], [0])
+    state = Trainer(METHOD, [made], [0], [dataset], [0], None, parts=parts).runs.state
+    equal(state.policy, parts["behaviour"])
+    equal(state.learner.behaviour, parts["behaviour"].policy)
+    assert np.abs(np.asarray(state.stats.obs_mean[0]) - dataset.stats().obs_mean).max() > 1e-4
 
 
 def test_the_log_says_that_observations_serve_as_the_state(dataset, caplog):
