@@ -97,6 +97,16 @@ def test_parts_before_training_are_templates_of_those_after(dataset):
     assert jax.tree.map(lambda x: x.shape[1:], parts) == jax.tree.map(jnp.shape, fresh)
 
 
+def test_a_method_sees_standardised_observations_as_its_part_does(dataset):
+    """The part has not learned from the episodes that were held out, whose mean is another."""
+    made = METHOD.configure(dataset.spec, SMALL | {"input_norm": "dataset"})
+    parts = train_parts(METHOD, [made], [0], [dataset], [0])
+    state = Trainer(METHOD, [made], [0], [dataset], [0], None, parts=parts).runs.state
+    equal(state.policy, parts["behaviour"])
+    equal(state.learner.behaviour, parts["behaviour"].policy)
+    assert np.abs(np.asarray(state.stats.obs_mean[0]) - dataset.stats().obs_mean).max() > 1e-4
+
+
 def test_the_log_says_that_observations_serve_as_the_state(dataset, caplog):
     with caplog.at_level(logging.INFO, "omarl_jax"):
         train("omiga", dataset, updates=1, evaluations=1, episodes=1, hidden=(8,), batch_size=4)

@@ -168,13 +168,20 @@ def part_identity(part: Part, spec: TaskSpec) -> dict[str, Any]:
     return method.identity(config, spec) | {"updates": part.updates, "metric": part.metric}
 
 
-def untrained(parts: Mapping[str, Part], spec: TaskSpec) -> dict[str, Any]:
-    """The policies of frozen parts as they are before training, by name: for templates and measurements."""
+def untrained(parts: Mapping[str, Part], spec: TaskSpec, stats: Stats | None = None) -> dict[str, Any]:
+    """The policies of frozen parts as they are before training, by name: for templates and measurements.
+
+    Args:
+        parts: what they are.
+        spec: the task.
+        stats: statistics of the data; by default mean 0 and standard deviation 1.
+    """
+    stats = stats or Stats.unknown(spec)
 
     def policy(part: Part) -> Any:
         method = find(part.algorithm)
         algorithm = method.make(method.configure(spec, part.hyperparameters), spec)
-        context = Context(Stats.unknown(spec), parts=untrained(algorithm.needs.parts, spec))
+        context = Context(stats, parts=untrained(algorithm.needs.parts, spec, stats))
         return algorithm.init(jax.random.key(0), context).policy
 
     return {name: policy(part) for name, part in parts.items()}

@@ -51,11 +51,12 @@ def _standardised(algorithm: Algorithm) -> Algorithm:
         return batch._replace(obs=scale(batch.obs, stats), next_obs=scale(batch.next_obs, stats))
 
     def init(key: chex.PRNGKey, context: Context) -> StandardisedState:
-        # The method sees standardised observations, and so do its parts, which learned from the same data.
-        parts = {
-            name: part.policy if isinstance(part, StandardisedPolicy) else part for name, part in context.parts.items()
-        }
-        return StandardisedState(algorithm.init(key, context._replace(parts=parts)), context.stats)
+        # Parts learned from a little less of the data. What they see observations by serves for the method, too, which
+        # compares itself with them.
+        stats, parts = context.stats, {}
+        for name, part in context.parts.items():
+            stats, parts[name] = (part.stats, part.policy) if isinstance(part, StandardisedPolicy) else (stats, part)
+        return StandardisedState(algorithm.init(key, context._replace(stats=stats, parts=parts)), stats)
 
     def update(state: StandardisedState, batch: Transition, key: chex.PRNGKey) -> tuple[StandardisedState, Metrics]:
         learner, metrics = algorithm.update(state.learner, scaled(batch, state.stats), key)

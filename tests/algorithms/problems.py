@@ -51,7 +51,8 @@ def make(name: str, spec: TaskSpec | None = None, **overrides: Any) -> tuple[Any
 
 def context(algorithm: Algorithm, spec: TaskSpec, stats: Stats | None = None) -> Context:
     """What a method starts with: frozen parts as they are before training, and these statistics or none."""
-    return Context(stats or Stats.unknown(spec), parts=untrained(algorithm.needs.parts, spec))
+    stats = stats or Stats.unknown(spec)
+    return Context(stats, parts=untrained(algorithm.needs.parts, spec, stats))
 
 
 @functools.cache
