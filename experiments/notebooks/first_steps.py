@@ -82,7 +82,7 @@ OMAR pulls each actor towards the best action that a search finds. `omar_coef` i
 is its baseline, MA-CQL. A list of values spans a grid: two values and five seeds are ten runs, which train as one
 program. All other hyperparameters are the published ones, except for a smaller batch and fewer updates.
 
-This takes one to two minutes on two CPU cores. `train` prints nothing meanwhile.
+This takes one to two minutes on two CPU cores. One line tells how far it is.
 """
 
 # %%
