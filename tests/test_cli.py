@@ -281,6 +281,20 @@ def test_from_a_recipe_to_a_dataset_that_is_whole_and_described(monkeypatch, cap
     assert "rewards" in err
 
 
+def test_data_of_a_team_that_the_task_knows_are_collected_and_learned_from(monkeypatch, capsys, tmp_path):
+    data, game = tmp_path / "data", ("matrix/lever", "medium")
+    collect = "collect", *game, "--size", "500", "--option", "influence=0.5", "--out", str(data)
+    code, out, err = run(monkeypatch, capsys, *collect)
+    assert code == 0, err
+    assert "500 transitions" in " ".join(out.split())
+    code, out, err = run(monkeypatch, capsys, "data", "card", str(data))
+    assert code == 0, err
+    assert "levers around 0 times the cue" in " ".join(out.split())
+    few = "--updates", "2", "--size", "500", "--hidden", "4", "--episodes", "2", "--final-episodes", "4"
+    code, _, err = run(monkeypatch, capsys, "train", "bc", *game, *few, "--out", str(tmp_path / "out"))
+    assert code == 0, err
+
+
 def test_data_on_disk_are_checked_before_anything_is_trained(monkeypatch, capsys, tmp_path):
     dataset = load_dataset("particle/spread", "random", size=50)
     obs = np.array(dataset.rows.obs)
@@ -323,6 +337,7 @@ def test_lists_name_methods_tasks_and_what_data_can_be_made(monkeypatch, capsys)
     assert sizes == ["97,500", "62,500", "80,000"]
     assert rows["matrix/xor", "random"] == ["1,000,000", "0.0"]
     assert ("matrix/xor", "medium") not in rows
+    assert rows["matrix/lever", "expert"] == ["1,000,000", "99.5"]
     assert ("uav/iot", "late") in rows
 
 

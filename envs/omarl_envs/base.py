@@ -2,7 +2,7 @@
 
 import builtins
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from omarl_envs.spec import ScoreReference, TaskSpec
 
-__all__ = ["MultiAgentEnv", "Observation", "TimeStep"]
+__all__ = ["Behaviour", "MultiAgentEnv", "Observation", "TimeStep"]
 
 # In a notebook jumanji would choose another backend of matplotlib, and fail if the package ipympl is missing. The tqdm
 # that it imports would warn if ipywidgets is.
@@ -42,6 +42,20 @@ class Observation(NamedTuple):
     action_mask: chex.Array | None = None
 
 
+class Behaviour(NamedTuple):
+    """A team that a task knows in closed form, for data by recipe.
+
+    Attributes:
+        act: (obs (N, O), key) -> actions, as `action_spec` has them.
+        words: what it does, with its constants: datasets are told apart by it.
+        mean_return: the expected return.
+    """
+
+    act: Callable[[chex.Array, chex.PRNGKey], chex.Array]
+    words: str
+    mean_return: float
+
+
 State = TypeVar("State")
 
 
@@ -55,12 +69,14 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
     Attributes:
         task_spec: the sizes of the task.
         reference: the returns that scores are normalised with, or None where there are none.
+        behaviours: teams that the task knows in closed form, by the quality of their data; most tasks have none.
         options: constructor arguments that `make` was given.
         time_limit_is_terminal: report the time limit as a termination (discount 0), as some published code does.
     """
 
     task_spec: TaskSpec
     reference: ScoreReference | None = None
+    behaviours: Mapping[str, Behaviour] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
     time_limit_is_terminal: bool = False
 

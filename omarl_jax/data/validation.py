@@ -124,10 +124,11 @@ def validate(dataset: Dataset) -> None:
 def doubtful_ends(dataset: Dataset) -> str:
     """A sentence if all episodes that reach the time limit are terminal there, the commonest mistake in logs; else "".
 
-    Tasks of single steps, and those whose time limit is terminal by an option, are meant to be so.
+    Tasks of single steps, and those whose time limit is terminal by nature or by an option, are meant to be so.
     """
     spec, options = dataset.spec, dataset.metadata.get("options")
-    if spec.episode_length == 1 or (isinstance(options, dict) and options.get("time_limit_is_terminal")):
+    meant = dataset.metadata | (options if isinstance(options, dict) else {})
+    if spec.episode_length == 1 or meant.get("time_limit_is_terminal"):
         return ""
     last = np.flatnonzero(np.asarray(dataset.rows.closing)) - 1
     at_limit = last[dataset.lengths == spec.episode_length]

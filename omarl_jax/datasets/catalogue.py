@@ -1,7 +1,8 @@
-"""The recipes of datasets: rollouts of uniform actions or of policy snapshots, and replay data of online learning.
+"""The recipes of datasets: rollouts of uniform actions or of behaviour policies, and replay data of online learning.
 
 Every dataset is made in memory, from rollouts in seconds. Continuous tasks have snapshots of behaviour policies (see
-`behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`).
+`behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`). A task that
+knows its `behaviours` in closed form has their data instead.
 
 `medium` and `expert` are played by one snapshot each, with the noise that it explored with. `medium-replay` is played
 by a series of snapshots, a whole episode each, which approximates a replay buffer. The series ends at the medium
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import omarl_envs
-from omarl_envs.base import MultiAgentEnv
+from omarl_envs.base import Behaviour, MultiAgentEnv
 
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset, EpisodeStore
@@ -35,7 +36,7 @@ from omarl_jax.export import SavedPolicy, load_policy
 from omarl_jax.files import read_arrays
 from omarl_jax.rollout import collect, uniform_act
 from omarl_jax.tasks import make_env, reference_metadata
-from omarl_jax.types import TaskSpec
+from omarl_jax.types import Act, View
 
 _FROM_SNAPSHOTS = ("medium-replay", "medium", "expert")
 QUALITIES = ("random", *_FROM_SNAPSHOTS, *replay.SLICES)
@@ -56,7 +57,7 @@ def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None
     Args:
         task: `family/task`.
         quality: every task has `random`; a continuous one also `medium-replay`, `medium` and `expert`, a discrete one
-            `early`, `middle`, `late` and `mixed`.
+            `early`, `middle`, `late` and `mixed`; or instead those of the task's `behaviours`.
         seed: of the data: of the rollouts, or of the agents that learn.
         size: transitions, rounded up to whole episodes of the task's length; by default the published number.
         **options: constructor arguments of the task.
@@ -85,7 +86,7 @@ def load_datasets(
     """
     env = make_env(task, **options)
     seeds = seeds_of(seeds)
-    if quality not in (known := _qualities(env.task_spec)):
+    if quality not in (known := _qualities(env)):
         raise unknown("dataset", quality, known)
     size = default_size(task, quality) if size is None else whole("size", size)
     if quality in replay.SLICES:
@@ -105,6 +106,7 @@ def load_datasets(
             "seed": seed,
             "behaviour": behaviour,
             "options": options,
+            "time_limit_is_terminal": env.time_limit_is_terminal,
             "metrics": metrics,
         }
         reference = reference_metadata(env, metrics["return"])
@@ -116,8 +118,9 @@ def load_datasets(
 def digest(env: MultiAgentEnv | None, dataset: str, options: dict[str, Any]) -> str:
     """A hash of everything besides the recipe that the data depend on, so that runs on other data get another name.
 
-    It covers the content of a dataset's folder, the bundled snapshots, the version of replay data, the reference
-    returns (on tag and world they depend on the prey), and files among the options, which are known by their suffix.
+    It covers the content of a dataset's folder, the bundled snapshots, what behaviours of the task do, the version of
+    replay data, the reference returns (on tag and world they depend on the prey), and files among the options, which
+    are known by their suffix.
 
     Args:
         env: the task; None if there is no simulator.
@@ -131,6 +134,8 @@ def digest(env: MultiAgentEnv | None, dataset: str, options: dict[str, Any]) -> 
     parts = [] if reference is None else [repr((reference.random, reference.expert)).encode()]
     if dataset not in QUALITIES:
         parts.append(storage.describe(dataset).content_hash.encode())
+    elif env and dataset in env.behaviours:
+        parts.append(env.behaviours[dataset].words.encode())
     elif env and dataset in _FROM_SNAPSHOTS and (file := _snapshot_file(env.task_spec.name, dataset)) is not None:
         arrays = read_arrays(file)  # not the file's bytes: the same policies may be packed in another way
         parts += [name.encode() + np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)]
@@ -141,9 +146,10 @@ def digest(env: MultiAgentEnv | None, dataset: str, options: dict[str, Any]) -> 
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def _qualities(spec: TaskSpec) -> tuple[str, ...]:
-    """The datasets that a task of this kind can have."""
-    return tuple(q for q in QUALITIES if q == "random" or (q in replay.SLICES) == (spec.kind == "discrete"))
+def _qualities(env: MultiAgentEnv) -> tuple[str, ...]:
+    """The datasets that a task can have."""
+    learned = replay.SLICES if env.task_spec.kind == "discrete" else _FROM_SNAPSHOTS
+    return tuple(q for q in QUALITIES if q == "random" or q in (env.behaviours or learned))
 
 
 @functools.lru_cache(maxsize=1)  # the run groups of a sweep ask for the same one again and again
@@ -157,6 +163,8 @@ def _rollouts(
     """For each seed: rows, totals of the task's quantities in each episode, and a name of the behaviour."""
     if quality == "random":
         functions, policies, behaviour = (uniform_act(env.task_spec), ()), None, "uniform actions"
+    elif quality in env.behaviours:
+        functions, policies, behaviour = (_act(env.behaviours[quality]), ()), None, env.behaviours[quality].words
     else:
         snapshots = behaviour_snapshots(env, quality)
         chosen = np.array(snapshots.metadata["recipe"][quality])
@@ -169,6 +177,13 @@ def _rollouts(
     episodes = -(-size // env.task_spec.episode_length)
     for rows, totals in collect(env, *functions, policies, keys, episodes):
         yield rows, totals, behaviour
+
+
+def _act(behaviour: Behaviour) -> Act:
+    def act(policy: Any, view: View, carry: Any, key: Any, explore: bool = False) -> tuple[Any, Any]:
+        return behaviour.act(view.obs, key), carry
+
+    return act
 
 
 class Entry(NamedTuple):
@@ -185,13 +200,16 @@ def catalogue() -> list[Entry]:
     entries = []
     for task in omarl_envs.task_names():
         env = make_env(task)
-        for quality in _qualities(env.task_spec):
-            saved = _snapshots(task, quality) if quality in _FROM_SNAPSHOTS else None
-            if quality in _FROM_SNAPSHOTS and saved is None:
+        for quality in _qualities(env):
+            from_snapshots = quality in _FROM_SNAPSHOTS and quality not in env.behaviours
+            saved = _snapshots(task, quality) if from_snapshots else None
+            if from_snapshots and saved is None:
                 continue
             score = None
             if env.reference is not None and quality == "random":
                 score = 0.0
+            elif env.reference is not None and quality in env.behaviours:
+                score = float(env.reference.normalise(env.behaviours[quality].mean_return))
             elif env.reference is not None and saved is not None:
                 returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
                 score = float(env.reference.normalise(np.mean(returns)))

@@ -121,6 +121,7 @@ def _ended(dataset: Dataset, length: int, options: dict) -> Dataset:
 def test_a_time_limit_flagged_as_the_end_of_the_task_is_doubted(continuous: Dataset, discrete: Dataset):
     validate(_ended(continuous, 4, {}))  # none reaches the limit
     validate(_ended(continuous, 3, {"time_limit_is_terminal": True}))  # it is meant
+    validate(dataclasses.replace(_ended(continuous, 3, {}), metadata={"time_limit_is_terminal": True}))
     single = type(continuous.rows)(*(None if x is None else x[7:] for x in continuous.rows))
     validate(dataclasses.replace(_ended(continuous, 1, {}), rows=single))  # a task of one step ends with it
     doubt = r"reaches the time limit, 3 steps, ends as terminal \(1 of 3 episodes\), .* truncated instead"

@@ -99,6 +99,47 @@ def test_a_seed_must_be_one(seed):
         load_dataset(SPREAD, "random", seed=seed, size=25)
 
 
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        ("matrix/lever", 5 / 12 + 0.08985),  # of a lever that does not look: variance of the cue, and its own
+        ("matrix/lever-continuous", 1 / 3 + 0.08909),
+    ],
+)
+def test_a_task_that_knows_a_team_has_its_data(task, error):
+    data = load_dataset(task, "medium", size=10_000)
+    metadata, returns = data.metadata, data.episode_returns()
+    assert (metadata["behaviour"], metadata["comparable"]) == ("levers around 0 times the cue, σ = 0.3", False)
+    assert len(returns) == 2_000
+    assert abs(returns.mean() - (40 - 50 * error)) < 3 * returns.std() / np.sqrt(2_000)
+    env = make_env(task)
+    assert metadata["mean_score"] == pytest.approx(env.reference.normalise(returns.mean()), abs=1e-3)
+    steps = ~data.rows.closing
+    levers = data.rows.actions[steps] / 4 - 1 if env.task_spec.kind == "discrete" else data.rows.actions[steps][..., 0]
+    assert abs(np.corrcoef(data.rows.obs[steps][:, 0, 0], levers[:, 0])[0, 1]) < 0.04
+    again, other = (load_dataset(task, "medium", seed, 10_000) for seed in (0, 1))
+    assert content_hash(again) == content_hash(data) != content_hash(other)
+    entries = {entry.quality: entry.score for entry in catalogue.catalogue() if entry.task == task}
+    assert set(entries) == {"random", "medium", "expert"}
+    assert entries["medium"] == pytest.approx(env.reference.normalise(40 - 50 * error), abs=0.01)
+
+
+@pytest.mark.parametrize(("task", "quality"), [("matrix/lever", "late"), ("matrix/lever-continuous", "medium-replay")])
+def test_a_task_that_knows_its_teams_has_no_data_of_others(task, quality):
+    with pytest.raises(UserError, match=f"There is no dataset '{quality}'"):
+        load_dataset(task, quality)
+
+
+def test_data_of_a_team_that_plays_otherwise_have_another_digest(monkeypatch):
+    env = make_env("matrix/lever")
+    digests = {quality: catalogue.digest(env, quality, {}) for quality in ("random", "medium", "expert")}
+    assert len(set(digests.values())) == 3
+    changed = env.behaviours["medium"]._replace(words="levers elsewhere")
+    monkeypatch.setattr(env, "behaviours", env.behaviours | {"medium": changed})
+    now = {quality: catalogue.digest(env, quality, {}) for quality in digests}
+    assert [now[quality] == digests[quality] for quality in digests] == [True, False, True]
+
+
 CONFIG = {"hidden": (4,), "exploration_noise": 0.05}
 
 

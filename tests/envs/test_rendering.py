@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from omarl_envs import make, rendering, uav
+from omarl_envs import make, rendering, task_names, uav
 from omarl_envs.matrix import MatrixGame
 from PIL import Image, ImageColor
 
@@ -23,10 +23,7 @@ def _rgb(colour: str) -> tuple[int, ...]:
     return ImageColor.getrgb(colour)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["particle/spread", "particle/tag", "particle/world", "matrix/xor", "matrix/climbing", "uav/iot", "uav/iot-random"],
-)
+@pytest.mark.parametrize("name", task_names())
 def test_pictures_are_rgb_of_one_size(name: str) -> None:
     env = make(name, prey="learner") if name in ("particle/tag", "particle/world") else make(name)
     picture = env.render(env.reset(jax.random.key(0))[0])
@@ -99,6 +96,18 @@ def test_a_matrix_game_frames_the_cell_that_was_played() -> None:
     red, green = _pixel(after, 0.75, 0.75, 1.3), _pixel(after, -0.25, 0.75, 1.3)
     assert red[0] > red[1]
     assert green[1] > green[0]
+
+
+def test_levers_stand_where_they_were_put_and_the_first_is_longer() -> None:
+    env = make("matrix/lever-continuous")
+    state, _ = env.reset(jax.random.key(0))
+    picture = env.render(state._replace(cue=jnp.float32(0.8), levers=jnp.array([0.5, -0.5, 0.0])))
+    assert _pixel(picture, 0.8, 0.4, 1.3) == _rgb(rendering.GOLD)
+    for x, y in [(0.5, 0.9), (-0.5, 0.0), (0.0, -0.9)]:
+        assert _pixel(picture, x, y, 1.3) == _rgb(rendering.BLUE)
+        assert _pixel(picture, -0.9, y, 1.3) == _rgb(rendering.GREY)
+    assert _pixel(picture, 0.5, 0.9 - 0.24, 1.3) == _rgb(rendering.BLUE)
+    assert _pixel(picture, -0.5, -0.2, 1.3) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("name", ["uav/iot", "uav/iot-random"])
