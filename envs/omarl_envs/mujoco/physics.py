@@ -503,7 +503,7 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
     They minimise half the squared distance from the unconstrained acceleration in the metric of the mass matrix, and
     Σ weight · min(u + offset, 0)² / 2 over constraints: Newton's method, from a guess.
     """
-    q, v, a = split(model, q), split(model, v), split(model, guess)
+    q, v = split(model, q), split(model, v)
     at = pose(model, engine, q)
     of_segments = inertias(model, engine, at)
     touching, ends = contacts(model, engine, at), limits(model, engine, q)
@@ -514,7 +514,9 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
     ]
     forces = joint_forces(model, q, v, control)
     armature = [number(x[:, None]) for x in _joint_constants(model, "armature")]
-    for _ in range(iterations):
+
+    def newton(_: Any, values: Any) -> Any:
+        a = split(model, values)
         moving = motions(model, at, a)
         pushes = [contact_push(*x) for x in zip(touching, speeds, moving, strict=True)]
         totals = subtrees(
@@ -533,16 +535,20 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
             diagonal.append(armature[k] + Number(weight))
         stiff = [inertia + push.stiffness for inertia, push in zip(of_segments, pushes, strict=True)]
         step = solve(joint_matrix(model, at, stiff, ([ZERO] * len(root), diagonal)), (root, limb))
-        a = tuple([x - y for x, y in zip(old, new, strict=True)] for old, new in zip(a, step, strict=True))  # type: ignore[assignment]
+        return values - join(*step)
+
+    a = split(model, jax.lax.fori_loop(0, iterations, newton, guess))
     return a, at, of_segments
 
 
 def drifts(model: Model, at: Pose, v: tuple[list[Number], list[Number]]) -> list[Vector]:
     """The accelerations (6,) of segments whose joints do not accelerate, in a frame that falls upwards with gravity."""
     motion, drift = vector(np.zeros(6)), vector([0.0, 0.0, 0.0, 0.0, 0.0, GRAVITY])
-    for axis, rate in zip(at.root_axes, v[0], strict=True):
-        drift = drift + _motion_cross(motion, axis * rate)
-        motion = motion + axis * rate
+    steps = [axis * rate for axis, rate in zip(at.root_axes, v[0], strict=True)]
+    if len(steps) == 6:  # three translations, then three rotations about axes of the body, which are one
+        steps = [*steps[:3], steps[3] + steps[4] + steps[5]]
+    for step in steps:
+        drift, motion = drift + _motion_cross(motion, step), motion + step
     out, hinges = [drift], zip(at.axes, v[1], strict=True)
     for body in model.limbs[0]:
         if body.joints:
@@ -579,3 +585,98 @@ def euler(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any
     a = join(*a)
     v = v + h * (a - join(*change))
     return q + h * v, v, a
+
+
+def _moved(model: Model, q: Any, v: Any, h: float) -> Any:
+    """Coordinates (Q, B) after h seconds at velocities v (V, B)."""
+    if layout(model).root_q != 7:
+        return q + h * v
+    turned = _quaternion_turned(q[3:7], v[3:6] * h)
+    return jnp.concatenate([q[:3] + h * v[:3], turned, q[7:] + h * v[6:]])
+
+
+def _quaternion_turned(quaternion: Any, rotation: Any) -> Any:
+    """A quaternion (4, B), turned by a rotation vector (3, B) in its own frame."""
+    angle = jnp.sqrt(jnp.square(rotation).sum(axis=0) + 1e-30)
+    s = jnp.sin(0.5 * angle) / angle
+    (w, x, y, z), (a, b, c, d) = quaternion, (jnp.cos(0.5 * angle), *(rotation * s))
+    product = jnp.stack(
+        [
+            w * a - x * b - y * c - z * d,
+            w * b + x * a + y * d - z * c,
+            w * c - x * d + y * a + z * b,
+            w * d + x * c - y * b + z * a,
+        ]
+    )
+    return product * jax.lax.rsqrt(jnp.square(product).sum(axis=0))
+
+
+def runge_kutta(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any, iterations: int) -> tuple:
+    """One step of the classical Runge-Kutta method, explicit in everything."""
+    h = model.timestep
+
+    def slope(q: Any, v: Any, guess: Any) -> Any:
+        return join(*acceleration(model, engine, q, v, control, guess, iterations)[0])
+
+    speed, slopes, total, speeds = v, guess, 0.0, 0.0
+    stages = ((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))
+    at = q
+    for part, weight in stages:
+        if part:
+            at, speed = _moved(model, q, speed, part * h), v + part * h * slopes
+        slopes = slope(at, speed, slopes)
+        total, speeds = total + weight * slopes, speeds + weight * speed
+    return _moved(model, q, speeds / 6.0, h), v + h * total / 6.0, slopes
+
+
+ITERATIONS = 4
+"""Steps of Newton's method from the last acceleration."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def control_steps(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any, iterations: int) -> tuple:
+    """`frame_skip` steps of the physics under one control: coordinates, velocities, acceleration, and how far x moved.
+
+    The way is summed by itself, so that its rounding does not grow with the distance from the start.
+    """
+    step = euler if model.integrator == "euler" else runge_kutta
+    start = q
+
+    def one(_: Any, values: tuple) -> tuple:
+        return step(model, engine, *values[:2], control, values[2], iterations)
+
+    q, v, a = jax.lax.fori_loop(0, model.frame_skip, one, (q.at[0].set(0.0), v, guess))
+    return q.at[0].add(start[0]), v, a, q[0]
+
+
+def simulate(
+    model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any, iterations: int = ITERATIONS
+) -> tuple[Any, Any, Any, Any]:
+    """One control step of one robot; under `vmap`, of a batch that is simulated together.
+
+    Args:
+        model: the robot.
+        engine: whose inertias and margins it has.
+        q, v: coordinates (Q,) and velocities (V,).
+        control: (U,), clipped to [-1, 1].
+        guess: (V,), the last acceleration, from which the solver starts.
+        iterations: of Newton's method.
+
+    Returns:
+        coordinates, velocities, acceleration, and the way () along x.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def batch(q: Any, v: Any, control: Any, guess: Any) -> tuple:
+        return control_steps(model, engine, q, v, control, guess, iterations)
+
+    @batch.def_vmap
+    def rule(size: int, batched: list[bool], *args: Any) -> tuple:
+        whole = [x if is_batched else jnp.broadcast_to(x, (size, *x.shape)) for x, is_batched in zip(args, batched)]
+        flat = [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in whole]
+        out = batch(*flat)
+        parts = [x.reshape(*x.shape[:-1], size, -1) for x in out]
+        return tuple(jnp.moveaxis(x, -2, 0) for x in parts), (True,) * 4
+
+    out = batch(*(x[:, None] for x in (q, v, control, guess)))
+    return tuple(x[..., 0] for x in out)  # type: ignore[return-value]
