@@ -31,83 +31,96 @@ from omarl_envs.mujoco.numbers import (
 GRAVITY = 9.81
 
 
-class Segment(NamedTuple):
-    """The bodies of all limbs at one distance from the root, or the root.
+class Parts(NamedTuple):
+    """The bodies of a robot as the engine takes them: a rigid root, with all that is welded to it, and hinged segments.
 
     Attributes:
-        bodies: one of each limb, or the root alone.
-        parent: the segment that they hang on, -1 for the root.
-        position: (3,) of their frames in those of their parents.
-        joint: number of their joint's velocity in `Chain`, None if they are welded on or the root.
-        masses, centres, inertias: (), (3,) and (3, 3), in their frames.
+        root: bodies of the root, and where their frames lie in the root's, (3,).
+        hinged: of each hinge of a limb, the bodies that it carries, one of each limb.
     """
 
-    bodies: tuple[Body, ...]
-    parent: int
-    position: Vector
-    masses: Number
-    centres: Vector
-    inertias: Vector
+    root: tuple[tuple[Body, tuple[float, float, float]], ...]
+    hinged: tuple[tuple[Body, ...], ...]
 
 
-def _lanes(xs: Any) -> Vector:
-    """Constants (L, …) of bodies as a vector or matrix of Numbers (L, 1)."""
+@functools.cache
+def parts(model: Model) -> Parts:
+    """The parts of a model."""
+    segments = tuple(zip(*model.limbs, strict=True))
+    welded = [body for bodies in segments for body in bodies if not body.joints]
+    assert all(body in segments[0] for body in welded), "Only what hangs on the root may be welded on."
+    root = ((model.root, (0.0, 0.0, 0.0)), *((body, body.position) for body in welded))
+    return Parts(root, tuple(bodies for bodies in segments if bodies[0].joints))
+
+
+class Inertials(NamedTuple):
+    """Masses, centres of mass, and inertias about these.
+
+    Attributes:
+        root: (), (3,) and (3, 3).
+        limbs: Numbers (D, L, 1) of the same shapes.
+    """
+
+    root: tuple[Number, Vector, Vector]
+    limbs: tuple[Number, Vector, Vector]
+
+
+@functools.cache
+def inertials(model: Model, engine: Engine) -> Inertials:
+    """The inertials of a model's parts."""
+    of = dict(zip((b.name for b in model.bodies), zip(*model.inertials(engine), strict=True), strict=True))
+
+    def about_origin(mass: float, centre: np.ndarray, inertia: np.ndarray) -> np.ndarray:
+        return inertia + mass * (centre @ centre * np.eye(3) - np.outer(centre, centre))
+
+    masses, centres, about = 0.0, np.zeros(3), np.zeros((3, 3))
+    for body, offset in parts(model).root:
+        mass, centre, inertia = of[body.name]
+        masses, centres = masses + mass, centres + mass * (centre + offset)
+        about = about + about_origin(mass, centre + offset, inertia)
+    centre = centres / masses
+    limbs = [[of[b.name] for b in bodies] for bodies in parts(model).hinged]
+    return Inertials(
+        (number(masses), vector(centre), vector(2.0 * about - about_origin(masses, centre, about))),
+        (
+            number(np.array([[m for m, _, _ in bodies] for bodies in limbs])[..., None]),
+            lanes([[c for _, c, _ in bodies] for bodies in limbs]),
+            lanes([[i for _, _, i in bodies] for bodies in limbs]),
+        ),
+    )
+
+
+def lanes(xs: Any) -> Vector:
+    """Constants (D, L, …) of hinges or of what they carry, as a vector or matrix of Numbers (D, L, 1)."""
     xs = np.asarray(xs, np.float64)
-    return columns(xs.reshape(len(xs), -1)).reshape(xs.shape[1:])
+    shape = xs.shape[2:]
+    return columns(xs.reshape(*xs.shape[:2], -1)).reshape(shape)
 
 
-@functools.cache
-def segments(model: Model, engine: Engine) -> tuple[Segment, ...]:
-    """The root, and the segments of its limbs."""
-    inertials = dict(zip((b.name for b in model.bodies), zip(*model.inertials(engine), strict=True), strict=True))
-    groups = [(model.root,), *zip(*model.limbs, strict=True)]
-    out = []
-    for place, bodies in enumerate(groups):
-        masses, centres, inertias = (_lanes(x) for x in zip(*(inertials[b.name] for b in bodies), strict=True))
-        position = _lanes([body.position for body in bodies])
-        out.append(Segment(bodies, place - 1, position, masses.item(), centres, inertias))
-    return tuple(out)
+def hinge_constant(model: Model, name: str) -> Vector | Number:
+    """A constant of all hinges, a Number (D, L, 1), or a vector of them."""
+    of = lanes([[np.atleast_1d(getattr(b.joints[0], name)) for b in bodies] for bodies in parts(model).hinged])
+    return of if len(of) > 1 else of[0]
 
 
-def _joint_constant(segment: Segment, name: str) -> Any:
-    """A constant of a segment's hinges, (L,) or (L, n)."""
-    return np.array([getattr(body.joints[0], name) for body in segment.bodies], np.float64)
+class Split(NamedTuple):
+    """What belongs to velocities or coordinates: Numbers of the root's, (1, B) each, and one (D, L, B) of the hinges."""
+
+    root: list[Number]
+    limbs: Number
 
 
-class Layout(NamedTuple):
-    """Where the numbers of joints stand in arrays of coordinates and of velocities.
-
-    Attributes:
-        root_q, root_v: coordinates and velocities of the root.
-        limbs, hinges: L, and hinges of a limb.
-    """
-
-    root_q: int
-    root_v: int
-    limbs: int
-    hinges: int
+def split(model: Model, x: Any) -> Split:
+    """An array (Q, B) or (V, B), whose hinges stand limb by limb."""
+    hinges, limbs = len(parts(model).hinged), len(model.limbs)
+    root = len(x) - limbs * hinges
+    of_limbs = x[root:].reshape(limbs, hinges, -1).swapaxes(0, 1)
+    return Split([Number(x[k : k + 1]) for k in range(root)], Number(of_limbs))
 
 
-@functools.cache
-def layout(model: Model) -> Layout:
-    """The layout of a model's coordinates."""
-    free = model.root.joints[0].kind == "free"
-    hinges = sum(len(body.joints) for body in model.limbs[0])
-    return Layout(7 if free else len(model.root.joints), 6 if free else len(model.root.joints), len(model.limbs), hinges)
-
-
-def split(model: Model, x: Any) -> tuple[list[Number], list[Number]]:
-    """An array (Q, B) or (V, B): numbers of the root, (1, B) each, and of each hinge of a limb, (L, B)."""
-    at = layout(model)
-    root = len(x) - at.limbs * at.hinges
-    of_limbs = x[root:].reshape(at.limbs, at.hinges, -1)
-    return [Number(x[k : k + 1]) for k in range(root)], [Number(of_limbs[:, k]) for k in range(at.hinges)]
-
-
-def join(root: list[Number], limbs: list[Number]) -> Any:
-    """The array (V, B) whose parts `split` gives."""
-    of_limbs = jnp.stack([x.value for x in limbs], axis=1)
-    return jnp.concatenate([x.value for x in root] + [of_limbs.reshape(-1, of_limbs.shape[-1])])
+def join(root: Any, limbs: Any) -> Any:
+    """The array (V, B) of the root's (R, B) and the hinges' (D, L, B)."""
+    return jnp.concatenate([root, limbs.swapaxes(0, 1).reshape(-1, limbs.shape[-1])])
 
 
 def _motion_cross(a: Vector, b: Vector) -> Vector:
@@ -120,34 +133,53 @@ def _force_cross(a: Vector, f: Vector) -> Vector:
     return np.concatenate([cross(a[:3], f[:3]) + cross(a[3:], f[3:]), cross(a[:3], f[3:])])
 
 
+def _each(f: Any, xs: Vector) -> Vector:
+    """f of the arrays of Numbers that are not known to be 0."""
+    return vector([x if x.all_are(0.0) else Number(f(x.value)) for x in xs.ravel()]).reshape(xs.shape)
+
+
+def _outward(xs: Vector, hinges: int) -> Vector:
+    """Sums (D, L, B) over each hinge and those between it and the root."""
+    return _each(lambda x: (np.tril(np.ones((hinges, hinges), x.dtype))[:, :, None, None] * x).sum(axis=1), xs)
+
+
+def _inward(xs: Vector, hinges: int) -> Vector:
+    """Sums (D, L, B) over each hinge and those that it carries."""
+    return _each(lambda x: (np.triu(np.ones((hinges, hinges), x.dtype))[:, :, None, None] * x).sum(axis=1), xs)
+
+
+def _total(xs: Vector) -> Vector:
+    """Sums (1, B) over all hinges (D, L, B)."""
+    return _each(lambda x: x.sum(axis=(0, 1))[None], xs)
+
+
 class Pose(NamedTuple):
-    """Where segments are. Positions are taken from the root's origin, so that it does not matter how far it went.
+    """Where parts are. Positions are taken from the root's origin, so that it does not matter how far it went.
 
     Attributes:
-        height: of the root's origin above the floor.
-        rotations, positions: of each segment's frame, (3, 3) and (3,).
-        root_axes: the motion (6,) that each velocity of the root makes: angular, and linear at the root's origin.
-        axes: those of the hinges of limbs.
+        height: of the root's origin above the floor, (1, B).
+        rotations: of the root's frame, (3, 3) of (1, B), and of the frames that hinges carry, of (D, L, B).
+        positions: of these frames, (3,).
+        axes: the motion (6,) that a velocity makes, angular, and linear at the root's origin: of each velocity of the
+            root, and of hinges.
     """
 
     height: Number
-    rotations: list[Vector]
-    positions: list[Vector]
-    root_axes: list[Vector]
-    axes: list[Vector]
+    rotations: tuple[Vector, Vector]
+    positions: tuple[Vector, Vector]
+    axes: tuple[list[Vector], Vector]
 
 
-def pose(model: Model, engine: Engine, q: tuple[list[Number], list[Number]]) -> Pose:
+def pose(model: Model, q: Split) -> Pose:
     """Forward kinematics."""
-    root, *chain = segments(model, engine)
-    height, rotation, root_axes = root.position[2], vector(np.eye(3)), []
     still = vector(np.zeros(3))
     if model.root.joints[0].kind == "free":
-        height, rotation = q[0][2], quaternion_matrix(vector(q[0][3:]))
+        height, rotation = q.root[2], quaternion_matrix(vector(q.root[3:]))
         root_axes = [np.concatenate([still, axis]) for axis in vector(np.eye(3))]
         root_axes += [np.concatenate([axis, still]) for axis in rotation.T]
     else:
-        for joint, x in zip(model.root.joints, q[0], strict=True):
+        height, rotation, root_axes = number(model.root.position[2]), vector(np.eye(3)), []
+        for joint, x in zip(model.root.joints, q.root, strict=True):
             axis, moved = vector(joint.axis), x - joint.reference
             if joint.kind == "slide":
                 height = height + axis[2] * moved
@@ -155,198 +187,208 @@ def pose(model: Model, engine: Engine, q: tuple[list[Number], list[Number]]) -> 
             else:
                 rotation = rotation @ turn(axis, moved)
                 root_axes.append(np.concatenate([axis, still]))
-    rotations, positions, axes = [rotation], [still], []
-    hinges = iter(q[1])
-    for segment in chain:
-        rotation = rotations[segment.parent]
-        position = positions[segment.parent] + rotation @ segment.position
-        if segment.bodies[0].joints:
-            hinge = _lanes(_joint_constant(segment, "axis"))
-            at = _lanes(_joint_constant(segment, "anchor"))
-            axis, anchor = rotation @ hinge, position + rotation @ at
-            axes.append(np.concatenate([axis, cross(anchor, axis)]))
-            rotation = rotation @ turn(hinge, next(hinges))
-            position = anchor - rotation @ at
-        rotations.append(rotation)
-        positions.append(position)
-    return Pose(height, rotations, positions, root_axes, axes)
+    of_hinges = zip(
+        *(_rows(hinge_constant(model, name)) for name in ("axis", "anchor")), _positions(model), strict=True
+    )
+    frames, inner, at = [], rotation, still
+    turns = turn(hinge_constant(model, "axis"), q.limbs)
+    for k, (axis, anchor, position) in enumerate(of_hinges):
+        start = at + inner @ position
+        pivot, axis = start + inner @ anchor, inner @ axis
+        inner = inner @ _each(lambda x, k=k: x[k] if x.ndim == 3 else x, turns)
+        at = pivot - inner @ anchor
+        frames.append(np.concatenate([inner.ravel(), at, axis, cross(pivot, axis)]))
+    stacked = _stacked(frames)
+    return Pose(
+        height,
+        (rotation, stacked[:9].reshape(3, 3)),
+        (still, stacked[9:12]),
+        (root_axes, stacked[12:]),
+    )
 
 
-def inertias(model: Model, engine: Engine, at: Pose) -> list[Vector]:
-    """The inertia (6, 6) of each segment about the root's origin."""
-    out = []
-    for segment, rotation, position in zip(segments(model, engine), at.rotations, at.positions, strict=True):
-        offset = position + rotation @ segment.centres
-        first = skew(offset * segment.masses)
-        about = rotation @ segment.inertias @ rotation.T + first @ skew(offset).T
-        out.append(np.block([[about, first], [first.T, vector(np.eye(3)) * segment.masses]]))
-    return out
+def _positions(model: Model) -> list[Vector]:
+    """Where the frames of hinges lie in those before them, (3,) of (L, 1)."""
+    return _rows(lanes([[body.position for body in bodies] for bodies in parts(model).hinged]))
 
 
-def motions(model: Model, at: Pose, x: tuple[list[Number], list[Number]]) -> list[Vector]:
-    """The motion (6,) of each segment, if velocities or accelerations of joints are x."""
-    out = [sum((axis * r for axis, r in zip(at.root_axes, x[0], strict=True)), vector(np.zeros(6)))]
-    hinges = zip(at.axes, x[1], strict=True)
-    for limb in model.limbs[0]:
-        axis, rate = next(hinges) if limb.joints else (vector(np.zeros(6)), ZERO)
-        out.append(out[-1] + axis * rate)
-    return out
+def _rows(xs: Vector) -> list[Vector]:
+    """A vector of Numbers (D, L, 1) as D vectors of Numbers (L, 1)."""
+    return [vector([Number(x.value[k]) for x in xs]) for k in range(len(xs[0].value))]
 
 
-def subtrees(of_segments: list[Vector]) -> list[Vector]:
-    """Sums over each segment and all that hang on it."""
-    sums = list(of_segments)
-    for k in range(len(sums) - 2, 0, -1):
-        sums[k] = sums[k] + sums[k + 1]
-    sums[0] = sums[0] + summed(sums[1], keepdims=True)
-    return sums
+def _stacked(xs: list[Vector]) -> Vector:
+    """D vectors of Numbers (L, B) as one of Numbers (D, L, B)."""
+
+    def stacked(of: tuple[Number, ...]) -> Number:
+        if all(x.known for x in of):
+            return number(of[0].value) if len({float(x.value.flat[0]) for x in of if x.value.size}) == 1 and all(
+                np.all(x.value == of[0].value.flat[0]) for x in of
+            ) else number(np.stack(np.broadcast_arrays(*(np.atleast_2d(x.value) for x in of))))
+        dtype = next(x.value.dtype for x in of if not x.known)
+        return Number(jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x.value, dtype) for x in of))))
+
+    return vector([stacked(of) for of in zip(*xs, strict=True)])
 
 
-def _hinge_segments(model: Model) -> list[int]:
-    """The segment of each hinge."""
-    return [k for k, body in enumerate(model.limbs[0], start=1) if body.joints]
+def inertias(model: Model, engine: Engine, at: Pose) -> tuple[Vector, Vector]:
+    """The inertia (6, 6) of the root and of what each hinge carries by itself, about the root's origin."""
+
+    def about(rotation: Vector, position: Vector, of: tuple[Number, Vector, Vector]) -> Vector:
+        mass, centre, inertia = of
+        offset = position + rotation @ centre
+        first = skew(offset * mass)
+        turned = rotation @ inertia @ rotation.T + first @ skew(offset).T
+        return np.block([[turned, first], [first.T, vector(np.eye(3)) * mass]])
+
+    pairs = zip(at.rotations, at.positions, inertials(model, engine), strict=True)
+    root, limbs = (about(*x) for x in pairs)
+    return root, limbs
+
+
+def motions(at: Pose, x: Split) -> tuple[Vector, Vector]:
+    """The motion (6,) of the root and of what each hinge carries, if velocities or accelerations of joints are x."""
+    root = sum((axis * rate for axis, rate in zip(at.axes[0], x.root, strict=True)), vector(np.zeros(6)))
+    return root, root + _outward(at.axes[1] * x.limbs, len(x.limbs.value))
 
 
 class Matrix(NamedTuple):
     """A symmetric matrix between velocities, which is 0 between limbs.
 
     Attributes:
-        root: (R, R) Numbers (1, B).
-        cross: (R, D) Numbers (L, B), between the root and hinges of a limb.
-        limb: (D, D) Numbers (L, B).
+        root: (R, R, B).
+        cross: (R, D, L, B), between the root and hinges.
+        limbs: (D, D, L, B), between the hinges of a limb.
     """
 
-    root: Vector
-    cross: Vector
-    limb: Vector
+    root: Any
+    cross: Any
+    limbs: Any
 
 
-def joint_matrix(model: Model, at: Pose, of_segments: list[Vector], diagonal: tuple[Any, Any]) -> Matrix:
-    """Σ of segments' Jᵀ I J for matrices I (6, 6), and a diagonal."""
-    composite = subtrees(of_segments)
-    n, d = len(at.root_axes), len(at.axes)
-    root, cross_, limb = np.empty((n, n), object), np.empty((n, d), object), np.empty((d, d), object)
-    for j in range(n):
-        momentum = composite[0] @ at.root_axes[j]
-        for i in range(j + 1):
-            root[i, j] = root[j, i] = dot(at.root_axes[i], momentum)
-        root[j, j] = root[j, j] + diagonal[0][j]
-    for j, place in enumerate(_hinge_segments(model)):
-        momentum = composite[place] @ at.axes[j]
-        for i in range(j + 1):
-            limb[i, j] = limb[j, i] = dot(at.axes[i], momentum)
-        limb[j, j] = limb[j, j] + diagonal[1][j]
-        for i in range(n):
-            cross_[i, j] = dot(at.root_axes[i], momentum)
-    return Matrix(root, cross_, limb)
+def joint_matrix(at: Pose, root: Vector, limbs: Vector, diagonal: Number) -> Matrix:
+    """Σ of parts' Jᵀ I J for their matrices I (6, 6), and a diagonal for hinges, (D, L, B)."""
+    hinges, lanes_, _ = diagonal.value.shape
+    composite = _inward(_upper(limbs), hinges)
+    momentum = _full(composite) @ at.axes[1]
+
+    def row(axis: Number) -> Number:
+        return axis if axis.value.ndim < 3 else Number(axis.value[:, None])
+
+    limb = dot(vector([row(x) for x in at.axes[1]]), vector([Number(x.value[None]) for x in momentum])).value
+    limb = jnp.broadcast_to(limb, jnp.broadcast_shapes(limb.shape, (hinges, hinges, lanes_, 1)))
+    # Entries at and above the diagonal hold an ancestor's axis and the momentum of what the column carries.
+    upper = np.tri(hinges, dtype=bool).T[:, :, None, None]
+    limb = jnp.where(upper, limb, limb.swapaxes(0, 1)) + np.eye(hinges, dtype=limb.dtype)[..., None, None] * diagonal.value
+    shape = limb.shape[1:]
+    between = jnp.stack([jnp.broadcast_to(dot(axis, momentum).value, shape) for axis in at.axes[0]])
+    whole = _full(_upper(root) + _total(_upper(limbs)))
+    rows = []
+    for axis in at.axes[0]:
+        of_root = whole @ axis
+        rows.append([jnp.broadcast_to(jnp.asarray(dot(other, of_root).value, limb.dtype), (1, shape[-1]))[0] for other in at.axes[0]])
+    return Matrix(jnp.stack([jnp.stack(row) for row in rows]), between, limb)
 
 
-def solve(matrix: Matrix, right: tuple[list[Number], list[Number]]) -> tuple[list[Number], list[Number]]:
-    """x of matrix x = right: limbs are eliminated, the root is solved, and limbs follow."""
-    root, cross_, limb = (part.copy() for part in matrix)
-    n, d = cross_.shape
-    x, y = list(right[0]), list(right[1])
-    taken, due = np.full((n, n), ZERO, object), [ZERO] * n
-    scaled = np.empty((n + d, d), object)  # column j: entries over hinge j's pivot
-    inverse: list[Number] = [ONE] * d
-    for j in reversed(range(d)):
-        inverse[j] = ONE / limb[j, j]
-        for i in range(j):
-            scaled[n + i, j] = limb[i, j] * inverse[j]
-        for i in range(n):
-            scaled[i, j] = cross_[i, j] * inverse[j]
-        for i in range(j):
-            for k in range(i + 1):
-                limb[k, i] = limb[k, i] - scaled[n + k, j] * limb[i, j]
-                limb[i, k] = limb[k, i]
-            for k in range(n):
-                cross_[k, i] = cross_[k, i] - scaled[k, j] * limb[i, j]
-            y[i] = y[i] - scaled[n + i, j] * y[j]
-        for i in range(n):
-            for k in range(i + 1):
-                taken[k, i] = taken[k, i] + scaled[k, j] * cross_[i, j]
-            due[i] = due[i] + scaled[i, j] * y[j]
-    total = summed(np.concatenate([taken.ravel(), vector(due)]), keepdims=True)
-    root = root - total[: n * n].reshape(n, n)  # its upper triangle
-    x = [a - b for a, b in zip(x, total[n * n :], strict=True)]
-    pivots: list[Number] = [ONE] * n
-    factor = np.empty((n, n), object)
-    for j in reversed(range(n)):
-        pivots[j] = ONE / root[j, j]
-        for i in range(j):
-            factor[i, j] = root[i, j] * pivots[j]
-        for i in range(j):
-            for k in range(i + 1):
-                root[k, i] = root[k, i] - factor[k, j] * root[i, j]
-            x[i] = x[i] - factor[i, j] * x[j]
-    for j in range(n):
-        x[j] = x[j] * pivots[j]
-        for i in range(j):
-            x[j] = x[j] - factor[i, j] * x[i]
-    for j in range(d):
-        y[j] = y[j] * inverse[j]
-        for i in range(n):
-            y[j] = y[j] - scaled[i, j] * x[i]
-        for i in range(j):
-            y[j] = y[j] - scaled[n + i, j] * y[i]
-    return x, y
+def _upper(matrix: Vector) -> Vector:
+    return matrix[np.triu_indices(6)]
+
+
+def _full(upper: Vector) -> Vector:
+    out = np.empty((6, 6), object)
+    out[np.triu_indices(6)] = upper
+    out.T[np.triu_indices(6)] = upper
+    return out
+
+
+def solve(matrix: Matrix, root: Any, limbs: Any) -> tuple[Any, Any]:
+    """x of matrix x = (root (R, B), limbs (D, L, B)): limbs are eliminated, the root is solved, and limbs follow."""
+    n, d = matrix.cross.shape[:2]
+    rows = jnp.concatenate([matrix.limbs, matrix.cross, limbs[None]])  # (D + R + 1, D, L, B)
+    limb_columns = _eliminated(rows, d)
+    taken = sum((x[d:] * inverse)[:, None] * x[None, d : d + n] for x, inverse in limb_columns).sum(axis=2)
+    root_columns = _eliminated(jnp.concatenate([matrix.root, root[None]]) - taken, n)
+    x: list[Any] = []
+    for column, inverse in root_columns:
+        x.append((column[-1] - sum(column[i] * x[i] for i in range(len(x)))) * inverse)
+    y: list[Any] = []
+    for column, inverse in limb_columns:
+        due = column[-1] - sum(column[d + i] * x[i] for i in range(n))
+        y.append((due - sum(column[i] * y[i] for i in range(len(y)))) * inverse)
+    return jnp.stack(x), jnp.stack(y)
+
+
+def _eliminated(rows: Any, size: int) -> list[tuple[Any, Any]]:
+    """Columns, the last of which is eliminated first, and the inverses of their pivots.
+
+    rows: (size + more, size, …), a symmetric matrix, and further rows that are treated alike.
+    """
+    out = []
+    for j in reversed(range(size)):
+        column = rows[:, j]
+        inverse = 1.0 / column[j]
+        out.append((column, inverse))
+        rows = rows[:, :j] - (column * inverse)[:, None] * column[None, :j]
+    return out[::-1]
 
 
 class Constants(NamedTuple):
     """Mean inverse inertias where a model rests, by which the softness of constraints is scaled.
 
     Attributes:
-        segments: of the translation of bodies, (L, 1) each, 1 / kg.
-        hinges: of the hinges of limbs, (L, 1) each.
+        root: of the translation of the root's bodies, (K,), 1 / kg.
+        limbs: of the bodies of limbs, (D, L).
+        hinges: of hinges, (D, L).
     """
 
-    segments: list[np.ndarray]
-    hinges: list[np.ndarray]
+    root: np.ndarray
+    limbs: np.ndarray
+    hinges: np.ndarray
 
 
 @functools.cache
 def constants(model: Model, engine: Engine) -> Constants:
     """The inverse inertias of a model where it rests, in float64."""
-    at_rest = layout(model)
+    hinges, limbs = len(parts(model).hinged), len(model.limbs)
     rest = [*model.root.position, 1.0, 0.0, 0.0, 0.0]
-    root = rest if at_rest.root_q == 7 else [joint.reference for joint in model.root.joints]
-    q = [number(x) for x in root], [number(np.zeros((at_rest.limbs, 1)))] * at_rest.hinges
-    at = pose(model, engine, q)
-    n, d, limbs = at_rest.root_v, at_rest.hinges, at_rest.limbs
-    # Velocities in the order root, limb by limb.
-    armature = np.repeat(_joint_constants(model, "armature"), 1, axis=0)
-    entries = joint_matrix(model, at, inertias(model, engine, at), ([0.0] * n, [number(x[:, None]) for x in armature]))
-    mass = np.zeros((n + limbs * d,) * 2)
-    mass[:n, :n] = [[x.value.item() for x in row] for row in entries.root]
-    for i, j in np.ndindex(d, d):
-        here = n + np.arange(limbs) * d
-        mass[here + i, here + j] = np.broadcast_to(entries.limb[i, j].value, (limbs, 1))[:, 0]
-    for i, j in np.ndindex(n, d):
-        here = n + np.arange(limbs) * d + j
-        mass[i, here] = mass[here, i] = np.broadcast_to(entries.cross[i, j].value, (limbs, 1))[:, 0]
+    coordinates = rest if model.root.joints[0].kind == "free" else [joint.reference for joint in model.root.joints]
+    at = pose(model, Split([number(x) for x in coordinates], number(np.zeros((hinges, limbs, 1)))))
+    n = len(at.axes[0])
+    size = n + limbs * hinges
+    # Jacobians of all bodies from axes, then M = Σ Jᵀ I J.
+    columns_of = {(k, limb): n + limb * hinges + k for k in range(hinges) for limb in range(limbs)}
+    def known(x: Number, k: int, limb: int) -> float:
+        return float(np.broadcast_to(x.value, (hinges, limbs, 1))[k, limb, 0])
+    def root_jacobian() -> np.ndarray:
+        out = np.zeros((6, size))
+        for j, axis in enumerate(at.axes[0]):
+            out[:, j] = [float(np.ravel(x.value)[0]) for x in axis]
+        return out
+    def jacobian(k: int, limb: int) -> np.ndarray:
+        out = root_jacobian()
+        for i in range(k + 1):
+            out[:, columns_of[i, limb]] = [known(x, i, limb) for x in at.axes[1]]
+        return out
+    root, of_limbs = inertias(model, engine, at)
+    mass = root_jacobian().T @ np.vectorize(lambda x: float(np.ravel(x.value)[0]))(root) @ root_jacobian()
+    armature = hinge_constant(model, "armature").value
+    for k, limb in columns_of:
+        inertia = np.vectorize(lambda x: known(x, k, limb))(of_limbs)
+        mass += jacobian(k, limb).T @ inertia @ jacobian(k, limb)
+        mass[columns_of[k, limb], columns_of[k, limb]] += armature[k, limb, 0]
     inverse = np.linalg.inv(mass)
-    diagonal = np.diag(inverse)[n:].reshape(limbs, d)
-    of_segments = []
-    hinges = 0
-    for place, segment in enumerate(segments(model, engine)):
-        hinges += bool(place and segment.bodies[0].joints)
-        point = at.positions[place] + at.rotations[place] @ segment.centres
-        means = []
-        for limb in range(len(segment.bodies)):
-            jacobian = np.zeros((3, len(mass)))
-            for dof, axis in enumerate(at.root_axes + (at.axes[:hinges] if place else [])):
-                moved = axis[3:] + cross(axis[:3], point)
-                column = dof if dof < n else n + limb * d + dof - n
-                jacobian[:, column] = [np.broadcast_to(x.value, (limbs, 1))[limb, 0] for x in moved]
-            means.append(np.trace(jacobian @ inverse @ jacobian.T) / 3.0)
-        of_segments.append(np.array(means)[:, None])
-    return Constants(of_segments, [x[:, None] for x in diagonal.T])
-
-
-def _joint_constants(model: Model, name: str) -> np.ndarray:
-    """A constant of the hinges of limbs, (D, L) or (D, L, n)."""
-    segment = zip(*model.limbs, strict=True)
-    return np.array([[getattr(b.joints[0], name) for b in bodies] for bodies in segment if bodies[0].joints], float)
+    def mean(point: np.ndarray, of: np.ndarray) -> float:
+        moved = of[3:] + np.cross(of[:3].T, point).T
+        return float(np.trace(moved @ inverse @ moved.T) / 3.0)
+    of = dict(zip((b.name for b in model.bodies), model.inertials(engine)[1], strict=True))
+    rotation = np.vectorize(lambda x: float(np.ravel(x.value)[0]))(at.rotations[0])
+    bodies = [mean(rotation @ (of[body.name] + offset), root_jacobian()) for body, offset in parts(model).root]
+    out = np.zeros((hinges, limbs))
+    for k, limb in columns_of:
+        turned = np.vectorize(lambda x: known(x, k, limb))(at.rotations[1])
+        position = np.array([known(x, k, limb) for x in at.positions[1]])
+        out[k, limb] = mean(position + turned @ of[parts(model).hinged[k][limb].name], jacobian(k, limb))
+    return Constants(np.array(bodies), out, np.diag(inverse)[n:].reshape(limbs, hinges).T)
 
 
 class Row(NamedTuple):
@@ -379,10 +421,10 @@ def soft_row(distance: Any, margin: float, softness: Softness, timestep: float, 
 
 
 class Contacts(NamedTuple):
-    """Points of a segment that may touch the floor; numbers are (P, L, B).
+    """Points that may touch the floor, with an axis of points before lanes: (P, 1, B) or (D, P, L, B).
 
     Attributes:
-        friction: (P, L, 1).
+        friction: constants.
         directions: spatial vectors (6,) of the normal and of the two tangents.
         row: constraints, the same for all four edges of a point's friction pyramid.
     """
@@ -392,24 +434,44 @@ class Contacts(NamedTuple):
     row: Row
 
 
-def contacts(model: Model, engine: Engine, at: Pose) -> list[Contacts]:
-    """The ends of all capsules against the floor, segment by segment."""
-    inverse = constants(model, engine).segments
-    out = []
-    for place, segment in enumerate(segments(model, engine)):
-        points = [_points(body) for body in segment.bodies]  # of each limb
-        ends, axes, radii, friction = (np.swapaxes(np.array(x), 0, 1) for x in zip(*points, strict=True))
-        rotation = at.rotations[place]
-        end = at.positions[place] + rotation @ columns(ends)
-        distance = (end[2] + at.height).value - radii[..., None]
-        point = vector([end[0], end[1], 0.5 * Number(distance) - at.height])
-        normal = vector([0.0, 0.0, 1.0])
-        directions = [np.concatenate([cross(point, d), d]) for d in (normal, *_tangents(rotation @ columns(axes)))]
-        mu = np.maximum(friction, model.floor_friction)[..., None]
-        softened = inverse[place] * (1.0 + mu**2) * 2.0 * mu**2
-        row = soft_row(distance, model.contact_margin(engine), model.contact, model.timestep, softened)
-        out.append(Contacts(mu, tuple(directions), row))  # type: ignore[arg-type]
-    return out
+def _at_points(xs: Vector) -> Vector:
+    """Numbers of parts with room for an axis of points."""
+    return vector([Number(x.value[..., None, :, :]) if x.value.ndim > 1 else x for x in xs.ravel()]).reshape(xs.shape)
+
+
+def contacts(model: Model, engine: Engine, at: Pose) -> tuple[Contacts, Contacts]:
+    """The ends of all capsules against the floor: those of the root, and those of limbs."""
+    inverse = constants(model, engine)
+    root: list[list[Any]] = [[], [], [], []]
+    scales: list[float] = []
+    for (body, offset), scale in zip(parts(model).root, inverse.root, strict=True):
+        ends, *others = _points(body)
+        for many, more in zip(root, (np.add(ends, offset), *others), strict=True):
+            many += list(more)
+        scales += [scale] * len(ends)
+    of_root = [np.array(x)[:, None] for x in (*root, scales)]  # (P, 1, …)
+    hinged = [[_points(body) for body in bodies] for bodies in parts(model).hinged]
+    of_limbs = [np.array([[body[i] for body in bodies] for bodies in hinged]).swapaxes(1, 2) for i in range(4)]
+    of_limbs.append(np.broadcast_to(inverse.limbs[:, None], of_limbs[2].shape))
+    parts_of = zip(at.rotations, at.positions, (of_root, of_limbs), strict=True)
+    first, second = (_touching(model, engine, at.height, *x) for x in parts_of)
+    return first, second
+
+
+def _touching(
+    model: Model, engine: Engine, height: Number, rotation: Vector, position: Vector, points: list[np.ndarray]
+) -> Contacts:
+    ends, axes, radii, friction, inverse = points
+    rotation, position = _at_points(rotation), _at_points(position)
+    end = position + rotation @ columns(ends)
+    distance = (end[2] + height).value - radii[..., None]
+    point = vector([end[0], end[1], 0.5 * Number(distance) - height])
+    normal = vector([0.0, 0.0, 1.0])
+    directions = [np.concatenate([cross(point, d), d]) for d in (normal, *_tangents(rotation @ columns(axes)))]
+    mu = np.maximum(friction, model.floor_friction)[..., None]
+    softened = inverse[..., None] * (1.0 + mu**2) * 2.0 * mu**2
+    row = soft_row(distance, model.contact_margin(engine), model.contact, model.timestep, softened)
+    return Contacts(mu, tuple(directions), row)  # type: ignore[arg-type]
 
 
 def _points(body: Body) -> tuple[list[Any], ...]:
@@ -439,34 +501,40 @@ def _tangents(along: Vector) -> tuple[Vector, Vector]:
     return vector([cos, sin, 0.0]), vector([-sin, cos, 0.0])
 
 
-def limits(model: Model, engine: Engine, q: tuple[list[Number], list[Number]]) -> list[tuple[Any, Row]]:
-    """Of each hinge the nearer limit: its side, 1 at the lower and -1 at the upper one, (L, B), and its constraint."""
-    out = []
-    for x, ends, inverse in zip(q[1], _joint_constants(model, "limits"), constants(model, engine).hinges, strict=True):
-        above, below = x.value - ends[:, :1], ends[:, 1:] - x.value
-        row = soft_row(jnp.minimum(above, below), 0.0, model.limit, model.timestep, inverse)
-        out.append((jnp.where(above < below, 1.0, -1.0).astype(above.dtype), row))
-    return out
+def limits(model: Model, engine: Engine, q: Number) -> tuple[Any, Row]:
+    """The nearer limit of each hinge: its side, 1 at the lower and -1 at the upper one, (D, L, B), and its constraint."""
+    low, high = hinge_constant(model, "limits")
+    above, below = (q - low).value, (high - q).value
+    inverse = constants(model, engine).hinges[..., None]
+    row = soft_row(jnp.minimum(above, below), 0.0, model.limit, model.timestep, inverse)
+    return jnp.where(above < below, 1.0, -1.0).astype(above.dtype), row
 
 
 class Push(NamedTuple):
-    """What constraints do at an acceleration.
+    """What contacts do at an acceleration.
 
     Attributes:
-        wrench: (6,) on a segment.
-        stiffness: (6, 6), minus its derivative by the segment's acceleration.
+        wrench: (6,) on a part.
+        stiffness: (6, 6), minus its derivative by the part's acceleration.
     """
 
     wrench: Vector
     stiffness: Vector
 
 
-def contact_push(touching: Contacts, motion: Vector, acceleration: Vector) -> Push:
-    """The floor's push on a segment that has this motion and this acceleration."""
+def contact_push(touching: Contacts, damped: list[Number], moving: Vector) -> Push:
+    """The floor's push on parts.
+
+    Args:
+        touching: their points.
+        damped: velocity along each direction, times the damping of the reference acceleration.
+        moving: the acceleration (6,) of the parts.
+    """
     normal, *tangents = touching.directions
     row, mu = touching.row, touching.friction
-    damped = acceleration + motion * row.damping
-    pull = dot(normal, damped).value + row.offset
+    moving = _at_points(moving)
+    pull = (dot(normal, moving) + damped[0]).value + row.offset
+    mu = mu.astype(pull.dtype)
 
     def edge(slip: Any) -> tuple[Any, Any]:
         x = pull + slip
@@ -474,10 +542,9 @@ def contact_push(touching: Contacts, motion: Vector, acceleration: Vector) -> Pu
         return weight, -weight * x
 
     force, weight = 0.0, 0.0
-    wrench = vector(np.zeros(6))
-    mixed, stiffness = vector(np.zeros(6)), vector(np.zeros((6, 6)))
-    for tangent in tangents:
-        slip = dot(tangent, damped)
+    wrench, mixed, stiffness = vector(np.zeros(6)), vector(np.zeros(6)), vector(np.zeros((6, 6)))
+    for tangent, speed in zip(tangents, damped[1:], strict=True):
+        slip = dot(tangent, moving) + speed
         if slip.known:  # nothing moves this way: both edges are the normal
             w, f = edge(0.0)
             force, weight = force + 2.0 * f, weight + 2.0 * w
@@ -488,13 +555,10 @@ def contact_push(touching: Contacts, motion: Vector, acceleration: Vector) -> Pu
         mixed = mixed + tangent * Number(mu * (w1 - w2))
         stiffness = stiffness + np.multiply.outer(tangent, tangent * Number(mu * mu * (w1 + w2)))
     wrench = wrench + normal * Number(force)
-    mixed_normal = np.multiply.outer(normal, mixed)
-    stiffness = stiffness + mixed_normal + mixed_normal.T + np.multiply.outer(normal, normal * Number(weight))
-    upper = summed(stiffness[np.triu_indices(6)])
-    full = np.empty((6, 6), object)
-    full[np.triu_indices(6)] = upper
-    full.T[np.triu_indices(6)] = upper
-    return Push(summed(wrench), full)
+    both = np.multiply.outer(normal, mixed)
+    stiffness = stiffness + both + both.T + np.multiply.outer(normal, normal * Number(weight))
+    points = functools.partial(jnp.sum, axis=-3)
+    return Push(_each(points, wrench), _full(_each(points, _upper(stiffness))))
 
 
 def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any, iterations: int) -> Any:
@@ -503,93 +567,81 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
     They minimise half the squared distance from the unconstrained acceleration in the metric of the mass matrix, and
     Σ weight · min(u + offset, 0)² / 2 over constraints: Newton's method, from a guess.
     """
-    q, v = split(model, q), split(model, v)
-    at = pose(model, engine, q)
-    of_segments = inertias(model, engine, at)
-    touching, ends = contacts(model, engine, at), limits(model, engine, q)
-    speeds = motions(model, at, v)
+    coordinates, velocities = split(model, q), split(model, v)
+    at = pose(model, coordinates)
+    of_parts = inertias(model, engine, at)
+    touching = contacts(model, engine, at)
+    side, ends = limits(model, engine, coordinates.limbs)
+    speeds = motions(at, velocities)
+    damped = [
+        [dot(d, _at_points(speed)) * of.row.damping for d in of.directions]
+        for of, speed in zip(touching, speeds, strict=True)
+    ]
     biases = [
         inertia @ drift + _force_cross(speed, inertia @ speed)
-        for inertia, drift, speed in zip(of_segments, drifts(model, at, v), speeds, strict=True)
+        for inertia, drift, speed in zip(of_parts, drifts(at, velocities), speeds, strict=True)
     ]
-    forces = joint_forces(model, q, v, control)
-    armature = [number(x[:, None]) for x in _joint_constants(model, "armature")]
+    forces = joint_forces(model, coordinates.limbs, velocities.limbs, control)
+    armature = hinge_constant(model, "armature")
+    hinges = len(parts(model).hinged)
 
     def newton(_: Any, values: Any) -> Any:
         a = split(model, values)
-        moving = motions(model, at, a)
-        pushes = [contact_push(*x) for x in zip(touching, speeds, moving, strict=True)]
-        totals = subtrees(
-            [
-                inertia @ move + bias - push.wrench
-                for inertia, move, bias, push in zip(of_segments, moving, biases, pushes, strict=True)
-            ]
-        )
-        root = [dot(axis, totals[0]) for axis in at.root_axes]
-        limb, diagonal = [], []
-        for k, place in enumerate(_hinge_segments(model)):
-            side, row = ends[k]
-            x = side * (a[1][k].value + row.damping * v[1][k].value) + row.offset
-            weight = jnp.where(x < 0.0, row.weight, 0.0)
-            limb.append(dot(at.axes[k], totals[place]) + armature[k] * a[1][k] - forces[k] + Number(side * weight * x))
-            diagonal.append(armature[k] + Number(weight))
-        stiff = [inertia + push.stiffness for inertia, push in zip(of_segments, pushes, strict=True)]
-        step = solve(joint_matrix(model, at, stiff, ([ZERO] * len(root), diagonal)), (root, limb))
-        return values - join(*step)
+        moving = motions(at, a)
+        pushes = [contact_push(*x) for x in zip(touching, damped, moving, strict=True)]
+        wrenches = [
+            inertia @ move + bias - push.wrench
+            for inertia, move, bias, push in zip(of_parts, moving, biases, pushes, strict=True)
+        ]
+        total = wrenches[0] + _total(wrenches[1])
+        x = side * (a.limbs + velocities.limbs * ends.damping).value + ends.offset
+        weight = jnp.where(x < 0.0, ends.weight, 0.0)
+        limbs = dot(at.axes[1], _inward(wrenches[1], hinges)) + armature * a.limbs - forces + Number(side * weight * x)
+        stiff = [inertia + push.stiffness for inertia, push in zip(of_parts, pushes, strict=True)]
+        matrix = joint_matrix(at, *stiff, armature + Number(weight))
+        root = jnp.concatenate([dot(axis, total).value for axis in at.axes[0]])
+        return values - join(*solve(matrix, root, limbs.value))
 
-    a = split(model, jax.lax.fori_loop(0, iterations, newton, guess))
-    return a, at, of_segments
+    return jax.lax.fori_loop(0, iterations, newton, guess), at, of_parts
 
 
-def drifts(model: Model, at: Pose, v: tuple[list[Number], list[Number]]) -> list[Vector]:
-    """The accelerations (6,) of segments whose joints do not accelerate, in a frame that falls upwards with gravity."""
+def drifts(at: Pose, v: Split) -> tuple[Vector, Vector]:
+    """The accelerations (6,) of parts whose joints do not accelerate, in a frame that falls upwards with gravity."""
     motion, drift = vector(np.zeros(6)), vector([0.0, 0.0, 0.0, 0.0, 0.0, GRAVITY])
-    steps = [axis * rate for axis, rate in zip(at.root_axes, v[0], strict=True)]
+    steps = [axis * rate for axis, rate in zip(at.axes[0], v.root, strict=True)]
     if len(steps) == 6:  # three translations, then three rotations about axes of the body, which are one
         steps = [*steps[:3], steps[3] + steps[4] + steps[5]]
     for step in steps:
         drift, motion = drift + _motion_cross(motion, step), motion + step
-    out, hinges = [drift], zip(at.axes, v[1], strict=True)
-    for body in model.limbs[0]:
-        if body.joints:
-            axis, rate = next(hinges)
-            drift = drift + _motion_cross(motion, axis * rate)
-            motion = motion + axis * rate
-        out.append(drift)
-    return out
+    hinges = len(v.limbs.value)
+    own = at.axes[1] * v.limbs
+    before = motion + _outward(own, hinges) - own
+    return drift, drift + _outward(_motion_cross(before, own), hinges)
 
 
-def joint_forces(model: Model, q: Any, v: Any, control: Any) -> list[Number]:
-    """Springs, dampers and motors of the hinges of limbs."""
-    names = [[body.joints[0].name for body in bodies] for bodies in zip(*model.limbs, strict=True) if bodies[0].joints]
+def joint_forces(model: Model, q: Number, v: Number, control: Any) -> Number:
+    """Springs, dampers and motors of hinges, (D, L, B)."""
     motors = {name: (k, gear) for k, (name, gear) in enumerate(model.motors)}
-    stiffness, damping = _joint_constants(model, "stiffness"), _joint_constants(model, "damping")
-    clipped = jnp.clip(control, -1.0, 1.0)
-    out = []
-    for k, of_limbs in enumerate(names):
-        which, gears = zip(*(motors[name] for name in of_limbs), strict=True)
-        motor = Number(jnp.stack([clipped[i] for i in which])) * number(np.array(gears)[:, None])
-        out.append(motor - q[1][k] * number(stiffness[k][:, None]) - v[1][k] * number(damping[k][:, None]))
-    return out
+    of = np.array([[motors[b.joints[0].name] for b in bodies] for bodies in parts(model).hinged])  # (D, L, 2)
+    motor = Number(jnp.clip(control, -1.0, 1.0)[of[..., 0].astype(int)]) * number(of[..., 1, None])
+    return motor - q * hinge_constant(model, "stiffness") - v * hinge_constant(model, "damping")
 
 
 def euler(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any, iterations: int) -> tuple:
     """One step of semi-implicit Euler, in which the damping of hinges is implicit."""
     h = model.timestep
-    a, at, of_segments = acceleration(model, engine, q, v, control, guess, iterations)
-    armature, damping = _joint_constants(model, "armature"), _joint_constants(model, "damping")
-    diagonal = [number((x + h * d)[:, None]) for x, d in zip(armature, damping, strict=True)]
-    zeros = [ZERO] * len(a[0])
-    damped = [x * number(h * d[:, None]) for x, d in zip(a[1], damping, strict=True)]
-    change = solve(joint_matrix(model, at, of_segments, (zeros, diagonal)), (zeros, damped))
-    a = join(*a)
+    a, at, of_parts = acceleration(model, engine, q, v, control, guess, iterations)
+    damping = hinge_constant(model, "damping") * h
+    matrix = joint_matrix(at, *of_parts, hinge_constant(model, "armature") + damping)
+    root = jnp.zeros((len(at.axes[0]), a.shape[-1]), a.dtype)
+    change = solve(matrix, root, (split(model, a).limbs * damping).value)
     v = v + h * (a - join(*change))
     return q + h * v, v, a
 
 
 def _moved(model: Model, q: Any, v: Any, h: float) -> Any:
     """Coordinates (Q, B) after h seconds at velocities v (V, B)."""
-    if layout(model).root_q != 7:
+    if model.root.joints[0].kind != "free":
         return q + h * v
     turned = _quaternion_turned(q[3:7], v[3:6] * h)
     return jnp.concatenate([q[:3] + h * v[:3], turned, q[7:] + h * v[6:]])
@@ -616,7 +668,7 @@ def runge_kutta(model: Model, engine: Engine, q: Any, v: Any, control: Any, gues
     h = model.timestep
 
     def slope(q: Any, v: Any, guess: Any) -> Any:
-        return join(*acceleration(model, engine, q, v, control, guess, iterations)[0])
+        return acceleration(model, engine, q, v, control, guess, iterations)[0]
 
     speed, slopes, total, speeds = v, guess, 0.0, 0.0
     stages = ((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))
