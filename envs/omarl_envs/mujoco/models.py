@@ -102,7 +102,7 @@ class Model:
         density: kg / m³.
         total_mass: to which masses are scaled, or None.
         floor_friction: of the floor; the larger of two frictions counts.
-        collisions: pairs of bodies that collide without friction.
+        collisions: pairs of bodies, the inner one first, whose capsules collide in the x-z plane without friction.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Model:
     density: float = 1000.0
     total_mass: float | None = None
     floor_friction: float = 0.4
-    collisions: tuple[tuple[int, int], ...] = ()
+    collisions: tuple[tuple[str, str], ...] = ()
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -265,7 +265,7 @@ def hopper() -> Model:
         contact=Softness(least=0.8, most=0.8, width=0.01),
         margin=0.001,
         floor_friction=1.0,
-        collisions=((0, 2), (0, 3), (1, 3)),
+        collisions=(("torso", "leg"), ("torso", "foot"), ("thigh", "foot")),
     )
 
 

@@ -510,6 +510,69 @@ def limits(model: Model, engine: Engine, q: Number) -> tuple[Any, Row]:
     return jnp.where(above < below, 1.0, -1.0).astype(above.dtype), row
 
 
+class Collision(NamedTuple):
+    """Two capsules of a limb, or of the root and a limb, that may touch without friction.
+
+    Attributes:
+        jacobian: rate at which they part, by each hinge, (D, L, B).
+        row: the constraint, (L, B).
+    """
+
+    jacobian: Any
+    row: Row
+
+
+def collisions(model: Model, engine: Engine, at: Pose) -> list[Collision]:
+    """The pairs of a model, in the x-z plane: spheres at the points of two axes that are nearest to each other."""
+    hinged = parts(model).hinged
+    places = {body.name: k for k, bodies in enumerate(hinged) for body in bodies}
+    out = []
+    for pair in model.collisions:
+        (first, a, half_a), (second, b, half_b) = (_capsule(model, at, name) for name in pair)
+        x, y = _nearest(a, half_a, b, half_b)
+        near, far = a + half_a * x, b + half_b * y
+        apart = far - near
+        length = jnp.sqrt(dot(apart, apart).value + 1e-30)
+        normal = apart * Number(1.0 / length)
+        distance = length - first.radius - second.radius
+        point = near + normal * Number(first.radius + 0.5 * distance)
+        direction = np.concatenate([cross(point, normal), normal])
+        inner, outer = places.get(pair[0], -1), places[pair[1]]
+        between = np.array([inner < k <= outer for k in range(len(hinged))])[:, None, None]
+        constant = constants(model, engine)
+        inverse = (constant.root[0] if inner < 0 else constant.limbs[inner, 0]) + constant.limbs[outer, 0]
+        row = soft_row(distance, model.contact_margin(engine), model.contact, model.timestep, inverse)
+        out.append(Collision(jnp.where(between, dot(at.axes[1], direction).value, 0.0), row))
+    return out
+
+
+def _capsule(model: Model, at: Pose, name: str) -> tuple[Capsule, Vector, Vector]:
+    """The capsule of a body, its middle and half its axis, (3,)."""
+    hinged = parts(model).hinged
+    place = next((k for k, bodies in enumerate(hinged) if bodies[0].name == name), None)
+    shape = (model.root if place is None else hinged[place][0]).shapes[0]
+    rotation, position = at.rotations[0], at.positions[0]
+    if place is not None:
+        take = functools.partial(_each, lambda x: x[place] if x.ndim == 3 else x)
+        rotation, position = take(at.rotations[1]), take(at.positions[1])
+    start, end = np.array(shape.start), np.array(shape.end)
+    return shape, position + rotation @ vector((start + end) / 2.0), rotation @ vector((end - start) / 2.0)
+
+
+def _nearest(a: Vector, half_a: Vector, b: Vector, half_b: Vector) -> tuple[Number, Number]:
+    """Where two segments are nearest, from -1 to 1 along each (as MuJoCo clips them)."""
+    apart = a - b
+    aa, ab, bb = (x.value for x in (dot(half_a, half_a), -dot(half_a, half_b), dot(half_b, half_b)))
+    u, v = -dot(half_a, apart).value, dot(half_b, apart).value
+    determinant = aa * bb - ab * ab
+    determinant = jnp.where(jnp.abs(determinant) < 1e-12, 1e-12, determinant)  # parallel ones
+    x, y = (bb * u - ab * v) / determinant, (aa * v - ab * u) / determinant
+    y = jnp.where(x > 1.0, (v - ab) / bb, jnp.where(x < -1.0, (v + ab) / bb, y))
+    x = jnp.clip(x, -1.0, 1.0)
+    x = jnp.where(y > 1.0, (u - ab) / aa, jnp.where(y < -1.0, (u + ab) / aa, x))
+    return Number(jnp.clip(x, -1.0, 1.0)), Number(jnp.clip(y, -1.0, 1.0))
+
+
 class Push(NamedTuple):
     """What contacts do at an acceleration.
 
@@ -584,6 +647,7 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
     forces = joint_forces(model, coordinates.limbs, velocities.limbs, control)
     armature = hinge_constant(model, "armature")
     hinges = len(parts(model).hinged)
+    pairs = collisions(model, engine, at)
 
     def newton(_: Any, values: Any) -> Any:
         a = split(model, values)
@@ -600,7 +664,13 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
         stiff = [inertia + push.stiffness for inertia, push in zip(of_parts, pushes, strict=True)]
         matrix = joint_matrix(at, *stiff, armature + Number(weight))
         root = jnp.concatenate([dot(axis, total).value for axis in at.axes[0]])
-        return values - join(*solve(matrix, root, limbs.value))
+        force = limbs.value
+        for g, row in pairs:
+            x = (g * (a.limbs + velocities.limbs * row.damping).value).sum(axis=0) + row.offset
+            weight = jnp.where(x < 0.0, row.weight, 0.0)
+            force = force + g * (weight * x)
+            matrix = matrix._replace(limbs=matrix.limbs + g[:, None] * g[None] * weight)
+        return values - join(*solve(matrix, root, force))
 
     return jax.lax.fori_loop(0, iterations, newton, guess), at, of_parts
 
