@@ -60,7 +60,9 @@ class TaskSpec:
     def _check_derived_obs(self) -> None:
         rule = self.obs_from_state
         if rule not in _DERIVED:
-            raise ValueError(f"obs_from_state of task '{self.name}' must be one of {', '.join(_DERIVED)}, not '{rule}'.")
+            raise ValueError(
+                f"obs_from_state of task '{self.name}' must be one of {', '.join(_DERIVED)}, not '{rule}'."
+            )
         if self.state_is_obs:
             raise ValueError(f"Task '{self.name}' cannot have both state_is_obs and obs_from_state.")
         length = self.state_dim + (self.n_agents if rule == "standardised" else 0)

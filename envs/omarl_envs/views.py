@@ -10,8 +10,8 @@ def derive(rule: str, state: Any, n_agents: int) -> Any:
     """The observations of all agents.
 
     `repeated`: each agent sees the state. `standardised`: each sees the state and its own one-hot number, shifted and
-    scaled so that the entries of this one vector have mean 0 and standard deviation 1. So OMIGA's wrapper of Multi-Agent
-    MuJoCo observes (Wang et al. 2023), and with it OMCDA's and ComaDICE's.
+    scaled so that the entries of this one vector have mean 0 and standard deviation 1. So observes OMIGA's wrapper of
+    Multi-Agent MuJoCo (Wang et al. 2023), which OMCDA and ComaDICE use, too.
 
     Args:
         rule: `TaskSpec.obs_from_state`.

@@ -8,6 +8,4 @@ from functools import partial
 from omarl_envs.mujoco.partitions import PARTITIONS
 from omarl_envs.mujoco.tasks import Locomotion
 
-TASKS = {
-    name: partial(Locomotion, name, observations=partition.observations) for name, partition in PARTITIONS.items()
-}
+TASKS = {name: partial(Locomotion, name, observations=partition.observations) for name, partition in PARTITIONS.items()}

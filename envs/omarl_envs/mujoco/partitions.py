@@ -1,5 +1,6 @@
 """Who moves which joint, and which joints are near: the partitions of Multi-Agent MuJoCo as data."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -67,7 +68,7 @@ def _neighbours(model: Model) -> dict[str, set[str]]:
     limbs = [[joint.name for body in limb for joint in body.joints] for limb in model.limbs]
     found: dict[str, set[str]] = {limb[0]: {other[0] for other in limbs} - {limb[0]} for limb in limbs}
     for limb in limbs:
-        for a, b in zip(limb, limb[1:], strict=False):
+        for a, b in itertools.pairwise(limb):
             found.setdefault(a, set()).add(b)
             found.setdefault(b, set()).add(a)
     return found
@@ -117,8 +118,9 @@ def observed(partition: Partition, distance: int, coordinates: int, velocities: 
 def driven(partition: Partition, routing: Routing) -> np.ndarray:
     """(N, A) the motor that each entry of each agent's action drives.
 
-    `slices` is how published data were made: the actions of all agents in a row are the motors' in their order, whatever
-    joints agents are said to have. With `names` an agent's entries drive its joints in the order of its partition.
+    `slices` is how published data were made: the actions of all agents in a row are the motors' in their order,
+    whatever joints agents are said to have. With `names` an agent's entries drive its joints in the order of its
+    partition.
     """
     shape = len(partition.agents), len(partition.agents[0])
     motors = [joint for joint, _ in partition.robot().motors]

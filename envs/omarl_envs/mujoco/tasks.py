@@ -99,7 +99,8 @@ RULES = {
 class Locomotion(MultiAgentEnv[State]):
     """`mujoco/halfcheetah-2x3` and its kin: HalfCheetah, Hopper, Walker2d and Ant of OpenAI Gym, in their v2.
 
-    An action is a torque between -1 and 1 of each motor; beyond that motors do no more, but it costs more. All agents get
+    An action is a torque between -1 and 1 of each motor; beyond that a motor does no more, but costs more. All agents
+    get
 
         r = (x' - x) / dt + alive bonus - control cost · |a|²
 
@@ -110,23 +111,25 @@ class Locomotion(MultiAgentEnv[State]):
     | Walker2d | 0.008 s | 1 | 0.001 | 0.8 < z < 2, pitch within ± 1 | ± 0.005; ± 0.005 |
     | Ant | 0.05 s | 1 | 0.5 | 0.2 <= z <= 1 | ± 0.1; normal, σ = 0.1 |
 
-    The bonus is also paid for the step that ends the episode. What becomes infinite or NaN shows that, and ends its
-    episode, HalfCheetah too. An episode is cut off after 1,000 steps. The metric `distance` is the way along x, in m.
+    The bonus is also paid for the step that ends the episode. A robot whose state is no longer finite shows that, and
+    ends its episode, HalfCheetah too. An episode is cut off after 1,000 steps. The metric `distance` is the way along
+    x, in m.
 
     The state is gym's observation: all coordinates but x (Ant: x and y), then all velocities, those of Hopper and
-    Walker2d clipped to ± 10. Ant's ends with 84 zeros: external forces, which MuJoCo 2.0 left at zero (so that
-    they cost nothing, either). Differences from gym: Ant's x is that of its coordinates, where gym's is that of the last
-    stage of the last Runge-Kutta step, so rewards shift a little between neighbouring steps; its quaternion has norm 1
-    from the start, as MuJoCo 2.0 made it.
+    Walker2d clipped to ± 10. Ant's ends with 84 zeros: external forces, which MuJoCo 2.0 left at zero, so that they
+    cost nothing either.
+
+    Differences from gym: Ant's x is that of its coordinates, where gym takes that of the last stage of the last
+    Runge-Kutta step, so that a reward may shift to the next step; its quaternion has norm 1 from the start, as MuJoCo
+    2.0 made it. Of `local` observations, Walker2d's velocities are clipped, and Ant's forces, all zeros, are left out.
 
     Sources: Multi-Agent MuJoCo (Peng et al. 2021) for the partitions, as OMAR and OMIGA use it; gym's v2 classes, and
     for Walker2d that of Gymnasium's v4, whose bonus is the same while an episode lasts.
 
     Args:
         name: of the partition, after `mujoco/`.
-        observations: `local`, own joints and near ones (see `partitions.observed`; velocities as the state has them), as
-            OMAR has HalfCheetah; `full-standardised`, as OMIGA has all (see `views.derive`); or `full`, the state.
-            Ant's forces, zeros all, are left out of `local`.
+        observations: `local`, own joints and near ones (see `partitions.observed`), as OMAR has HalfCheetah;
+            `full-standardised`, as OMIGA has all robots (see `views.derive`); or `full`, the state.
         distance: how near joints must be to be seen with `local`: 0 are one's own, 1 those beside them.
         routing: which motors agents drive (see `partitions.driven`): `slices`, as published data have it, or `names`.
         engine: the MuJoCo whose inertias and contact margins the robot has: `2.0`, of published data, or `current`.
@@ -150,8 +153,10 @@ class Locomotion(MultiAgentEnv[State]):
         task, partition = f"mujoco/{name}", PARTITIONS[name]
         _require("observations", task, observations, get_args(Observations))
         _require("routing", task, routing, get_args(Routing))
-        self.engine: Engine = _require("engine", task, str(engine), get_args(Engine))  # 2.0 on a command line is a number
-        if not 0 <= distance <= (reach := partitions.reach(partition)):
+        # On a command line 2.0 is a number.
+        self.engine: Engine = _require("engine", task, str(engine), get_args(Engine))
+        reach = partitions.reach(partition)
+        if not 0 <= distance <= reach:
             raise ValueError(
                 f"distance of '{task}' must be from 0 to {reach}, where every agent sees all joints, not {distance}."
             )
@@ -160,15 +165,15 @@ class Locomotion(MultiAgentEnv[State]):
         self.partition = partition
         self.model: Model = partition.robot()
         self.rules = RULES[self.model.name]
-        self._rest, n_velocities = _at_rest(self.model)
+        self._rest, self._n_velocities = _at_rest(self.model)
         self._at_motor = np.argsort(partitions.driven(partition, routing).ravel())  # entries of all actions in a row
         n_agents, action_dim = len(partition.agents), len(partition.agents[0])
-        state_dim = len(self._rest) - self.rules.unseen + n_velocities + self.rules.zeros
+        state_dim = len(self._rest) - self.rules.unseen + self._n_velocities + self.rules.zeros
         obs_dims = [state_dim + (n_agents if observations == "full-standardised" else 0)] * n_agents
         if observations == "local":
-            seen = partitions.observed(partition, distance, len(self._rest), n_velocities)
+            seen = partitions.observed(partition, distance, len(self._rest), self._n_velocities)
             obs_dims = [len(view) for view in seen]
-            nothing = len(self._rest) + n_velocities  # the entry after the velocities is 0
+            nothing = len(self._rest) + self._n_velocities  # the entry after the velocities is 0
             self._seen = np.array([view + [nothing] * (max(obs_dims) - len(view)) for view in seen])  # (N, O)
         self.task_spec = TaskSpec(
             name=task,
@@ -193,12 +198,12 @@ class Locomotion(MultiAgentEnv[State]):
     def reset(self, key: chex.PRNGKey) -> tuple[State, TimeStep[Observation]]:
         """Puts the robot at rest where it was built, with some noise."""
         key, q_key, v_key = jax.random.split(key, 3)
-        rules, n_velocities = self.rules, _at_rest(self.model)[1]
+        rules = self.rules
         q = jnp.asarray(self._rest) + rules.noise * _symmetric(q_key, self._rest.shape)
         if self.model.root.joints[0].kind == "free":
             q = q.at[3:7].divide(jnp.linalg.norm(q[3:7]))
         draw, scale = rules.velocity_noise
-        v = scale * draw(v_key, (n_velocities,))
+        v = scale * draw(v_key, (self._n_velocities,))
         state = State(key, jnp.zeros((), jnp.int32), q, v, jnp.zeros_like(v))
         return state, self.first(self._observe(q, v))
 
@@ -258,4 +263,6 @@ def _require(option: str, task: str, value: Any, known: Sequence[str]) -> Any:
     if value in known:
         return value
     nearest = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)[0]
-    raise ValueError(f"{option} of '{task}' must be one of {', '.join(known)}, not {value!r}; did you mean '{nearest}'?")
+    raise ValueError(
+        f"{option} of '{task}' must be one of {', '.join(known)}, not {value!r}; did you mean '{nearest}'?"
+    )
