@@ -364,6 +364,18 @@ def test_sizes_are_those_of_published_data(task: str, sizes: tuple[int, ...], ru
     assert (spec.obs_from_state, spec.episode_length) == (rule, 1000)
 
 
+def test_scores_are_omars_where_its_numbers_hold() -> None:
+    reference = make("mujoco/halfcheetah-2x3").reference
+    assert reference is not None
+    assert (reference.random, reference.expert, reference.published) == (-284.0, 3568.8, True)
+    for task, options in (
+        ("halfcheetah-2x3", {"engine": "current"}),
+        ("halfcheetah-2x3", {"length": 500}),
+        ("halfcheetah-3x2", {}),
+    ):
+        assert make(f"mujoco/{task}", **options).reference is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -497,8 +509,10 @@ def test_pictures_show_drivers_ground_and_contact() -> None:
     pressed = env.render(state._replace(q=q.at[1].set(-0.1)))
     foot = drawing.capsules(models.half_cheetah(), np.asarray(q))[-1].ends
     lowest = foot[foot[:, 2].argmin(), 0] - 7.3
-    assert colour(pressed, lowest + 0.05, 0.0) == ImageColor.getrgb(rendering.INK)
-    assert (pressed != env.render(state._replace(q=q.at[1].set(0.1)))).any()
+    lifted = env.render(state._replace(q=q.at[1].set(0.1)))
+    beside = lowest + 0.055, -0.01  # within the mark, which is thicker than the ground
+    assert colour(pressed, *beside) == ImageColor.getrgb(rendering.INK)
+    assert colour(lifted, *beside) == (255, 255, 255)
     assert env.render(state._replace(q=q.at[4].set(jnp.nan))).shape == picture.shape
 
 

@@ -14,7 +14,7 @@ from omarl_envs.base import MultiAgentEnv, Observation, TimeStep
 from omarl_envs.mujoco import partitions, physics
 from omarl_envs.mujoco.models import Engine, Model
 from omarl_envs.mujoco.partitions import PARTITIONS, Observations, Routing
-from omarl_envs.spec import TaskSpec
+from omarl_envs.spec import ScoreReference, TaskSpec
 
 _RULES: dict[Observations, Literal["", "repeated", "standardised"]] = {
     "local": "",
@@ -186,6 +186,8 @@ class Locomotion(MultiAgentEnv[State]):
             obs_dims=tuple(obs_dims),
             obs_from_state=_RULES[observations],
         )
+        if (name, self.engine, length) == ("halfcheetah-2x3", "2.0", 1000):
+            self.reference = ScoreReference(-284.0, 3568.8, "OMAR, published constants", published=True)
         self.dt = self.model.timestep * self.model.frame_skip
         self.time_limit_is_terminal = time_limit_is_terminal
         super().__init__()
