@@ -238,9 +238,7 @@ def mujoco_steps(seconds: float, repeats: int) -> dict[str, Any]:
         start = time.perf_counter()
         steps = ours[task](0)
         compile_seconds[task] = time.perf_counter() - start
-        console.print(
-            f"mujoco/{task}: {steps:,.0f} steps an evaluation, {compile_seconds[task]:.0f} s to compile and play"
-        )
+        console.print(f"mujoco/{task}: {compile_seconds[task]:.0f} s to compile and to play {steps:,.0f} steps")
     judges = measuring.gymnasium_steps(robots)
     best: dict[str, float] = {}
     for _ in range(repeats):
