@@ -512,7 +512,7 @@ def test_pictures_show_drivers_ground_and_contact() -> None:
     lifted = env.render(state._replace(q=q.at[1].set(0.1)))
     beside = lowest + 0.055, -0.01  # within the mark, which is thicker than the ground
     assert colour(pressed, *beside) == ImageColor.getrgb(rendering.INK)
-    assert colour(lifted, *beside) == (255, 255, 255)
+    assert colour(lifted, *beside)[0] > 240
     assert env.render(state._replace(q=q.at[4].set(jnp.nan))).shape == picture.shape
 
 
