@@ -143,7 +143,7 @@ def runge_kutta(model: Model, engine: Engine, q: Any, v: Any, control: Any, gues
     return _moved(model, q, speeds, h), v + h * mean, slopes
 
 
-ITERATIONS = 5
+ITERATIONS = 6
 """Steps of Newton's method from the last acceleration."""
 
 BLOCK = 128
