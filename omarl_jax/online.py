@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from omarl_envs.base import MultiAgentEnv
 
+from omarl_jax.data.dataset import ObsRule
 from omarl_jax.errors import UserError
 from omarl_jax.rollout import uniform_act
 from omarl_jax.types import Act, Algorithm, Metrics, Transition, View
@@ -24,7 +25,8 @@ class OnlineState(NamedTuple):
         learner: the algorithm's state.
         env_state: of V environments, every leaf (V, …).
         observation: their current observations, every leaf (V, …).
-        buffer: a ring of transitions, every leaf (capacity, …); what an environment step adds stands together.
+        buffer: a ring of transitions, every leaf (capacity, …); what an environment step adds stands together. It holds
+            no observations where they follow from the state.
     """
 
     learner: Any
@@ -116,20 +118,29 @@ def step(
     buffer = _written(state.buffer, new, number)
     filled = jnp.minimum((number + 1) * settings.n_envs, _capacity(buffer))
     drawn = jax.random.randint(sample_key, (algorithm.needs.batch_size,), 0, filled)
-    batch = jax.tree.map(lambda ring: ring[drawn], buffer)
+    batch = _with_obs(jax.tree.map(lambda ring: ring[drawn], buffer), env, algorithm)
     learner, metrics = algorithm.update(state.learner, batch, update_key)
     metrics |= {name: values.mean() for name, values in played.items()}
     return OnlineState(learner, *after, buffer), metrics
 
 
 def _capacity(buffer: Transition) -> int:
-    return int(buffer.obs.shape[0])
+    return int(buffer.truncated.shape[0])
 
 
 def _written(buffer: Transition, new: Transition, step: chex.Array) -> Transition:
     """The ring with the (V, …) transitions of a step."""
-    start = step * new.obs.shape[0] % _capacity(buffer)
+    start = step * new.truncated.shape[0] % _capacity(buffer)
     return jax.tree.map(lambda ring, x: jax.lax.dynamic_update_slice_in_dim(ring, x, start, 0), buffer, new)
+
+
+def _with_obs(batch: Transition, env: MultiAgentEnv, algorithm: Algorithm) -> Transition:
+    """A batch with the observations that follow from its states."""
+    rule = ObsRule.of(env.task_spec)
+    if rule is None:
+        return batch
+    batch = batch._replace(obs=rule(batch.state), next_obs=rule(batch.next_state))
+    return batch if algorithm.needs.state else batch._replace(state=None, next_state=None)
 
 
 def _interact(
@@ -148,12 +159,13 @@ def _interact(
         actions, _ = act(policy, View(view.agents_view, view.action_mask), algorithm.carry, act_key, explore=True)
         next_env_state, timestep = env.step(env_state, actions)
         next_view, terminal = timestep.observation, timestep.discount == 0.0
-        needs_state = algorithm.needs.state
+        derived = bool(env.task_spec.obs_from_state)
+        needs_state = algorithm.needs.state or derived
         transition = Transition(
-            obs=view.agents_view,
+            obs=None if derived else view.agents_view,
             actions=actions,
             rewards=timestep.reward,
-            next_obs=next_view.agents_view,
+            next_obs=None if derived else next_view.agents_view,
             terminal=terminal,
             truncated=timestep.last() & ~terminal.all(),
             state=view.state if needs_state else None,

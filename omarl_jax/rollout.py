@@ -183,6 +183,8 @@ def collect(
 
     def one(policy: Any, key: chex.PRNGKey) -> Trajectory:
         trajectory = rollout(env, act, carry, policy, key, explore)
+        if spec.obs_from_state:
+            return trajectory._replace(obs=None)
         return trajectory._replace(state=None) if spec.state_is_obs else trajectory
 
     many = jax.jit(jax.vmap(one, (mapped, 0)))
@@ -268,7 +270,7 @@ def _episode_store(played: Trajectory) -> EpisodeStore:
     last = np.zeros((n_episodes, length), bool)
     last[np.arange(n_episodes), played.valid.sum(axis=1) - 1] = True
     return EpisodeStore(
-        obs=played.obs[stored],
+        obs=None if played.obs is None else played.obs[stored],
         actions=padded(played.actions),
         rewards=padded(played.rewards),
         terminal=padded(played.terminal),

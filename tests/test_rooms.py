@@ -53,5 +53,5 @@ def test_each_room_knows_what_it_may() -> None:
     assert arrows["report"] <= {"errors", "files", "schemas"}
     assert arrows["data"] <= {"errors", "files", "report", "schemas", "tasks", "types"}
     assert arrows["rollout"] <= {"data", "networks", "types"}
-    assert arrows["online"] <= {"errors", "rollout", "types"}
+    assert arrows["online"] <= {"data", "errors", "rollout", "types"}
     assert arrows["algorithms"] <= {"errors", "files", "networks", "types"}

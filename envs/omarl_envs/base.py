@@ -72,6 +72,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
         behaviours: teams that the task knows in closed form, by the quality of their data; most tasks have none.
         options: constructor arguments that `make` was given.
         time_limit_is_terminal: report the time limit as a termination (discount 0), as some published code does.
+        dt: seconds of a step where films should run in real time, otherwise None.
     """
 
     task_spec: TaskSpec
@@ -79,6 +80,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
     behaviours: Mapping[str, Behaviour] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
     time_limit_is_terminal: bool = False
+    dt: float | None = None
 
     @property
     def num_agents(self) -> int:

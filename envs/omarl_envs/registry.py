@@ -18,7 +18,7 @@ _NUMBERS: dict[type, tuple[type, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
 }
-_INFRASTRUCTURE = ("base", "registry", "rendering", "spec")
+_INFRASTRUCTURE = ("base", "registry", "rendering", "spec", "views")
 
 
 class UnknownTask(ValueError):

@@ -18,6 +18,7 @@ _DPI = 100
 
 # From the colour schemes of Paul Tol, which colour-blind readers can tell apart.
 BLUE, RED, GREEN, GOLD, GREY, INK = "#4477AA", "#EE6677", "#228833", "#DDAA33", "#BBBBBB", "#333333"
+CYAN, PURPLE = "#66CCEE", "#AA3377"
 
 _MOTION = 0.25  # a velocity is drawn as the way of this time, in the task's units
 
@@ -129,6 +130,23 @@ class Picture:
             alpha: its strength, 0 to 1.
         """
         self._axes.add_artist(Line2D(*np.asarray(points).T, color=colour, linewidth=width, alpha=alpha))
+
+    def capsule(self, start: ArrayLike, end: ArrayLike, radius: float, fill: str, edge: str = "white") -> None:
+        """A thick line with round ends, or a disc where they are one.
+
+        Args:
+            start, end: (2,), the centres of its ends.
+            radius: in the units of the task.
+            fill: its colour.
+            edge: the colour of its outline.
+        """
+        if np.array_equal(start, end):  # no line has only ends
+            self.disc(start, radius, fill, edge=edge)
+            return
+        points_a_unit = SIZE * 72.0 / _DPI / (2.0 * self.half_side)
+        ends = np.stack([start, end]).T
+        for colour, width in ((edge, 2.0 * radius * points_a_unit), (fill, 2.0 * radius * points_a_unit - 1.5)):
+            self._axes.add_artist(Line2D(*ends, color=colour, linewidth=width, solid_capstyle="round"))
 
     def image(self) -> np.ndarray:
         """(SIZE, SIZE, 3) uint8."""

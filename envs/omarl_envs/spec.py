@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 _MOST = 10**7  # of anything that networks and data have an axis for
+_DERIVED = ("repeated", "standardised")  # the rules of `views`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,14 @@ class TaskSpec:
         state_dim: S, the length of the global state.
         episode_length: steps after which an episode is cut off.
         state_is_obs: whether the state is the concatenation of all observations, so that it need not be stored.
+        obs_from_state: the rule of `views` by which all observations follow from the state, so that they need not be
+            stored; empty if there is none.
         obs_dims: (N,) the observation length of each agent where they differ, else empty.
         action_dims: (N,) the action size of each agent where they differ, else empty.
 
     Raises:
-        ValueError: if a size is not positive, or sizes of single agents do not fit N, O and A.
+        ValueError: if a size is not positive, sizes of single agents do not fit N, O and A, or there is no such rule or
+            it makes observations of another length.
     """
 
     name: str
@@ -37,6 +41,7 @@ class TaskSpec:
     state_is_obs: bool = False
     obs_dims: tuple[int, ...] = ()
     action_dims: tuple[int, ...] = ()
+    obs_from_state: Literal["", "repeated", "standardised"] = ""
 
     def __post_init__(self) -> None:
         for name in ("n_agents", "obs_dim", "action_dim", "state_dim", "episode_length"):
@@ -49,6 +54,23 @@ class TaskSpec:
                     f"{name} of task '{self.name}' must be {self.n_agents} sizes, the largest {largest}, not {sizes}."
                 )
             object.__setattr__(self, name, () if len(set(sizes)) == 1 else sizes)
+        if self.obs_from_state:
+            self._check_derived_obs()
+
+    def _check_derived_obs(self) -> None:
+        rule = self.obs_from_state
+        if rule not in _DERIVED:
+            raise ValueError(
+                f"obs_from_state of task '{self.name}' must be one of {', '.join(_DERIVED)}, not '{rule}'."
+            )
+        if self.state_is_obs:
+            raise ValueError(f"Task '{self.name}' cannot have both state_is_obs and obs_from_state.")
+        length = self.state_dim + (self.n_agents if rule == "standardised" else 0)
+        if self.obs_dims or self.obs_dim != length:
+            raise ValueError(
+                f"Task '{self.name}' derives its observations from the state ('{rule}'), so they have length {length}, "
+                f"not {self.obs_dims or self.obs_dim}."
+            )
 
 
 class ScoreReference(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ from omarl_envs import TaskSpec
 from omarl_envs.base import MultiAgentEnv
 from rich.console import Console
 
-from omarl_jax import algorithms
+from omarl_jax import algorithms, rollout
 from omarl_jax.data.dataset import Dataset, EpisodeStore
+from omarl_jax.types import Part
 
 console = Console()
 
@@ -97,6 +98,55 @@ def episodes(env: MultiAgentEnv, n_envs: int, count: int, redraw: bool = True) -
         return jax.lax.scan(episode, (jnp.zeros(n), drawn), jax.random.split(key, count))[0][0]
 
     return _on_all_devices(play, "environments")
+
+
+def evaluation(env: MultiAgentEnv, n_envs: int, length: int = 200) -> Callable[[int], float]:
+    """A function that plays an untrained policy of BC in environments on every device, and tells the steps it took.
+
+    Args:
+        env: the task; its episodes are cut off after `length` steps from now on.
+        n_envs: environments on each device.
+        length: steps of an episode; all are simulated, also after an early end.
+    """
+    spec = env.task_spec = dataclasses.replace(env.task_spec, episode_length=length)
+    part = Part("bc", {"input_norm": "none"}, updates=1)
+    method = algorithms.find(part.algorithm)
+    algorithm = method.make(method.configure(spec, part.hyperparameters), spec)
+    policy = algorithms.untrained({"policy": part}, spec)["policy"]
+
+    def play(seed: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("environments"))
+        return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, n_envs)["return"]
+
+    run = _on_all_devices(play, "environments")
+    return lambda seed: float(run(seed).size * length)
+
+
+def gymnasium_steps(names: Mapping[str, str]) -> dict[str, Callable[[float], float]]:
+    """Functions that measure steps a second of Gymnasium's environments, one of each on one core, for some seconds.
+
+    Empty if Gymnasium or MuJoCo is not installed.
+    """
+    try:
+        import gymnasium
+        import mujoco  # noqa: F401
+    except ImportError:
+        console.print("Gymnasium with MuJoCo is not installed: its robots are measured without a baseline.")
+        return {}
+
+    def measured(name: str) -> Callable[[float], float]:
+        env = gymnasium.make(name).unwrapped
+        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (1_000, *env.action_space.shape))
+
+        def steps() -> None:
+            env.reset(seed=0)
+            for action in actions:
+                if env.step(action)[2]:
+                    env.reset()
+
+        return lambda seconds: len(actions) * rate(steps, seconds)
+
+    return {task: measured(name) for task, name in names.items()}
 
 
 _PRODUCTS = 200  # in one call of the program

@@ -25,6 +25,7 @@ from omarl_jax.training import Trainer
 N_ENVS = 1_024
 N_UAV_ENVS = 4_096
 _EPISODES = 20  # in one call of a program
+ROBOTS_A_DEVICE = 256
 _CALL_STEPS = _EPISODES * 25 * N_ENVS
 Baseline = Callable[..., float]  # updates a second, of `seconds` and `threads`
 
@@ -68,6 +69,7 @@ def measure(out: pathlib.Path, seconds: float, repeats: int, seeds: tuple[int, .
             updates_per_call[method],
         )
     results |= {"environments": environment_steps(seconds, repeats), "uav": uav_steps(seconds, repeats)}
+    results["mujoco"] = mujoco_steps(seconds, repeats)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=2))
     console.print(f"written to {out}")
@@ -216,6 +218,42 @@ def uav_steps(seconds: float, repeats: int) -> dict[str, float]:
         table.add_row(name, f"{steps:,.0f}", f"{steps / best['naive JAX']:.2f}")
     console.print(table)
     return best
+
+
+def mujoco_steps(seconds: float, repeats: int) -> dict[str, Any]:
+    """Control steps a second of MuJoCo's robots, with a policy that acts, beside the C engine through Gymnasium.
+
+    Ours are `rollout.evaluate` on all devices. Gymnasium's are one environment on one core, with random actions that
+    are drawn beforehand.
+    """
+    robots = {
+        "halfcheetah-6x1": "HalfCheetah-v4",
+        "hopper-3x1": "Hopper-v4",
+        "walker2d-2x3": "Walker2d-v4",
+        "ant-2x4": "Ant-v4",
+    }
+    ours, compile_seconds = {}, {}
+    for task in robots:
+        ours[task] = measuring.evaluation(make_env(f"mujoco/{task}"), ROBOTS_A_DEVICE)
+        start = time.perf_counter()
+        steps = ours[task](0)
+        compile_seconds[task] = time.perf_counter() - start
+        console.print(f"mujoco/{task}: {compile_seconds[task]:.0f} s to compile and to play {steps:,.0f} steps")
+    judges = measuring.gymnasium_steps(robots)
+    best: dict[str, float] = {}
+    for _ in range(repeats):
+        for task in robots:
+            steps = ours[task](1)
+            best[task] = max(best.get(task, 0.0), steps * rate(lambda task=task: ours[task](1), seconds))
+            if judges:
+                name = f"Gymnasium {task}"
+                best[name] = max(best.get(name, 0.0), judges[task](seconds))
+    table = Table("mujoco control steps/s", "steps/s", "x C, one core", box=None, header_style="bold")
+    for task in robots:
+        judge = best.get(f"Gymnasium {task}")
+        table.add_row(task, f"{best[task]:,.0f}", f"{best[task] / judge:.2f}" if judge else "")
+    console.print(table)
+    return {"steps_per_second": best, "compile_seconds": compile_seconds}
 
 
 def _baselines() -> dict[str, Baseline]:

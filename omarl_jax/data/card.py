@@ -178,6 +178,7 @@ def card(dataset: Dataset) -> Card:
         saturated = (np.abs(actions) > SATURATED).mean(axis=0).tolist()
         bins = np.clip(((actions + 1) / 2 * _ACTION_BINS).astype(np.int64), 0, _ACTION_BINS - 1)  # (V, N, A)
         counts = np.stack([(bins == b).sum(axis=0) for b in range(_ACTION_BINS)], axis=-1)  # (N, A, bins)
+    ranges = [(obs.min(axis=0), obs.max(axis=0)) for _, obs in dataset.obs_in_parts()]
     return Card(
         spec=spec,
         recipe=metadata.get("recipe"),
@@ -201,8 +202,8 @@ def card(dataset: Dataset) -> Card:
         truncated=int(np.asarray(rows.truncated).sum()),
         action_counts=counts.tolist(),
         saturated=saturated,
-        obs_min=np.asarray(rows.obs).min(axis=0).tolist(),
-        obs_max=np.asarray(rows.obs).max(axis=0).tolist(),
+        obs_min=np.min([least for least, _ in ranges], axis=0).tolist(),
+        obs_max=np.max([most for _, most in ranges], axis=0).tolist(),
         doubt=doubtful_ends(dataset),
     )
 

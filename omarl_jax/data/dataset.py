@@ -7,7 +7,7 @@ is the row after and needs no memory of its own. `index` lists the rows that are
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from omarl_envs.spec import TaskSpec
+from omarl_envs.views import derive
 
 from omarl_jax.errors import UserError
 from omarl_jax.types import Needs, Stats, Transition
 
 _ALIGNMENT = 64
+_ROWS_AT_ONCE = 2**16  # whose observations are derived together on the host
 
 
 class EpisodeStore(NamedTuple):
@@ -29,7 +31,7 @@ class EpisodeStore(NamedTuple):
     is zero.
 
     Attributes:
-        obs: (M, N, O) float32.
+        obs: (M, N, O) float32, or None where they follow from the state (`TaskSpec.obs_from_state`).
         actions: (M, N, A) float32 or (M, N) int32.
         rewards: (M, N) float32.
         terminal: (M, N) bool.
@@ -39,7 +41,7 @@ class EpisodeStore(NamedTuple):
         action_mask: (M, N, A) bool, or None in continuous tasks.
     """
 
-    obs: chex.Array
+    obs: chex.Array | None
     actions: chex.Array
     rewards: chex.Array
     terminal: chex.Array
@@ -61,6 +63,29 @@ class IndexRange(NamedTuple):
     size: chex.Array
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ObsRule:
+    """How observations follow from the state: part of a program, not of its arguments.
+
+    Attributes:
+        name: `TaskSpec.obs_from_state`.
+        n_agents: N.
+    """
+
+    name: str
+    n_agents: int
+
+    @staticmethod
+    def of(spec: TaskSpec) -> "ObsRule | None":
+        """The rule of a task, None if its observations are stored."""
+        return ObsRule(spec.obs_from_state, spec.n_agents) if spec.obs_from_state else None
+
+    def __call__(self, state: Any) -> Any:
+        """(…, S) -> (…, N, O)."""
+        return derive(self.name, state, self.n_agents)
+
+
 class DeviceData(NamedTuple):
     """The data of a compiled training step: rows, and the list of those that may be sampled.
 
@@ -68,11 +93,13 @@ class DeviceData(NamedTuple):
         rows: M rows.
         index: (V,) int32, rows that are transitions (see `Dataset.index`).
         returns_to_go: (M, N) float32, or None where no method asks for them.
+        obs_rule: makes the observations of rows that hold none.
     """
 
     rows: EpisodeStore
     index: chex.Array
     returns_to_go: chex.Array | None = None
+    obs_rule: ObsRule | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +172,26 @@ class Dataset:
         terminal = np.asarray(self.rows.terminal)[last].all(axis=1)
         return (terminal & self.ordered) | (self.lengths == self.spec.episode_length)
 
+    def obs_in_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The observations of all rows: (P,) bool, whether a row is a transition, and (P, N, O) float32, part by part.
+
+        They are one part if they are stored, and derived in parts if not, so that they never fill the host's memory.
+        """
+        transition, rule = ~np.asarray(self.rows.closing), ObsRule.of(self.spec)
+        if rule is None:
+            yield transition, np.asarray(self.rows.obs)
+            return
+        state = np.asarray(self.rows.state)
+        for start in range(0, len(transition), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            yield transition[part], rule(state[part])
+
     def stats(self) -> Stats:
         """Mean and standard deviation of each agent's observations, over all transitions."""
-        obs, transition = np.asarray(self.rows.obs), ~np.asarray(self.rows.closing)
-        mean = np.einsum("m,mno->no", transition, obs, dtype=np.float64) / self.size
-        square = np.einsum("m,mno,mno->no", transition, obs, obs, dtype=np.float64) / self.size
+        mean, square = 0.0, 0.0
+        for transition, obs in self.obs_in_parts():
+            mean = mean + np.einsum("m,mno->no", transition, obs, dtype=np.float64) / self.size
+            square = square + np.einsum("m,mno,mno->no", transition, obs, obs, dtype=np.float64) / self.size
         std = np.sqrt(np.maximum(square - np.square(mean), 1e-6))
         return Stats(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
 
@@ -165,8 +207,12 @@ def concat_datasets(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, 
         the data, and the range of each dataset in their index.
 
     Raises:
-        UserError: if a dataset has no transitions with these fields, or no episodes for the windows that are needed.
+        UserError: if a dataset has no transitions with these fields, or no episodes for the windows that are needed, or
+            some datasets hold observations and others derive them.
     """
+    rules = [ObsRule.of(dataset.spec) for dataset in datasets]
+    if any(rule != rules[0] for rule in rules):
+        raise UserError(f"Some datasets of task '{datasets[0].spec.name}' hold observations, others derive them.")
     for dataset in datasets:
         _check_windows(dataset, needs)
     rows = jax.tree.map(lambda *parts: concatenate(parts), *(dataset.rows for dataset in datasets))
@@ -180,9 +226,9 @@ def concat_datasets(datasets: list[Dataset], needs: Needs) -> tuple[DeviceData, 
             raise UserError(f"A dataset of task '{dataset.spec.name}' has no transitions {which}.")
         ranges.append(IndexRange(jnp.int32(sum(len(p) for p in index)), jnp.int32(len(part))))
         index.append(part + np.int32(first_row))
-        first_row += dataset.rows.obs.shape[0]
+        first_row += dataset.rows.closing.shape[0]
     to_go = concatenate([dataset.returns_to_go() for dataset in datasets]) if needs.returns_to_go else None
-    return DeviceData(rows, concatenate(index), to_go), ranges
+    return DeviceData(rows, concatenate(index), to_go, rules[0]), ranges
 
 
 def _check_windows(dataset: Dataset, needs: Needs) -> None:
@@ -227,7 +273,7 @@ def sample(data: DeviceData, index_range: IndexRange, key: chex.PRNGKey, needs: 
     at = data.index[drawn]
     if needs.length is None:
         return transitions(data, at, needs)
-    window = jnp.minimum(at[:, None] + jnp.arange(needs.length), data.rows.obs.shape[0] - 1)  # (B, T)
+    window = jnp.minimum(at[:, None] + jnp.arange(needs.length), data.rows.closing.shape[0] - 1)  # (B, T)
     valid = jnp.cumprod(~data.rows.closing[window], axis=1).astype(bool)
     return transitions(data, window, needs)._replace(valid=valid)
 
@@ -240,20 +286,23 @@ def transitions(data: DeviceData, at: chex.Array, needs: Needs) -> Transition:
         at: row numbers, of any shape, with which the arrays of the result begin.
         needs: the fields that the method asks for.
     """
-    rows, following = data.rows, jnp.minimum(at + 1, data.rows.obs.shape[0] - 1)
+    rows, following = data.rows, jnp.minimum(at + 1, data.rows.closing.shape[0] - 1)
+
+    def obs(at: chex.Array) -> chex.Array:
+        return jnp.asarray(rows.obs)[at] if data.obs_rule is None else data.obs_rule(jnp.asarray(rows.state)[at])
 
     def state(at: chex.Array) -> chex.Array | None:
         if not needs.state:
             return None
         if rows.state is None:
-            return rows.obs[at].reshape(*at.shape, -1)
+            return obs(at).reshape(*at.shape, -1)
         return rows.state[at]
 
     return Transition(
-        obs=rows.obs[at],
+        obs=obs(at),
         actions=rows.actions[at],
         rewards=rows.rewards[at],
-        next_obs=rows.obs[following],
+        next_obs=obs(following),
         terminal=rows.terminal[at],
         truncated=rows.truncated[at],
         next_actions=rows.actions[following] if needs.next_actions else None,

@@ -39,7 +39,8 @@ def from_episodes(
 
     Args:
         spec: the task.
-        obs: (V, N, O), or per episode (T, N, O); the other arguments of steps likewise.
+        obs: (V, N, O), or per episode (T, N, O); the other arguments of steps likewise. Not stored, and may be None,
+            where observations follow from the state.
         actions: (V, N, A) in [-1, 1], or (V, N) whole numbers from 0.
         rewards: (V, N).
         terminal: (V, N) flags, whether the task has ended for the agent.
@@ -57,6 +58,8 @@ def from_episodes(
     Raises:
         UserError: where shapes disagree with the task or with each other, or values do not convert.
     """
+    if spec.obs_from_state:
+        obs = last_obs = None
     if spec.state_is_obs:
         state = last_state = None
     elif state is None or last_state is None:
@@ -78,7 +81,7 @@ def from_episodes(
             dtype, shape = layout(spec)[name]
             rows[name] = np.zeros((len(closing), *shape), dtype)
             rows[name][~closing] = log.values(name)
-    return EpisodeStore(**rows)
+    return EpisodeStore(**({"obs": None} | rows))
 
 
 class _Log:
@@ -86,6 +89,7 @@ class _Log:
 
     Attributes:
         given: argument -> its array, or the arrays of each episode.
+        leader: the argument whose form all others must have.
         listed: whether the arguments of steps are lists.
         ordered: whether steps form episodes.
         lengths: (E,) int, steps of each episode.
@@ -94,10 +98,12 @@ class _Log:
 
     def __init__(self, spec: TaskSpec, given: dict[str, np.ndarray | list[np.ndarray]], lengths: Any):
         self.spec, self.given = spec, given
+        self.leader = "state" if spec.obs_from_state else "obs"
         self._refuse_stacked_episodes()
-        self._refuse_agents_first("obs")
+        if self.leader == "obs":  # a state has no agents
+            self._refuse_agents_first("obs")
         self._refuse_agents_first("actions")
-        self.listed = isinstance(given["obs"], list)
+        self.listed = isinstance(given[self.leader], list)
         self.ordered = self.listed or lengths is not None
         for name, values in given.items():
             if not name.startswith("last_") and isinstance(values, list) != self.listed:
@@ -162,19 +168,21 @@ class _Log:
 
     def _refuse_stacked_episodes(self) -> None:
         """Raises if all episodes stand in one array (E, T, …), or a list holds steps instead of episodes."""
-        obs, actions = self.given["obs"], self.given["actions"]
-        _, step = layout(self.spec)["obs"]
-        if isinstance(obs, list) and obs and all(part.shape == step for part in obs):
-            looks, code = "It looks like a list of steps, not of episodes", "obs=np.stack(obs)"
+        name, actions = self.leader, self.given["actions"]
+        leader, (_, step) = self.given[name], layout(self.spec)[name]
+        if isinstance(leader, list) and leader and all(part.shape == step for part in leader):
+            looks, code = "It looks like a list of steps, not of episodes", f"{name}=np.stack({name})"
             rest = "likewise every other argument, and the lengths of the episodes"
-            raise _hint(f"obs is a list of arrays of shape {step}.", looks, code, rest)
-        if isinstance(obs, np.ndarray) and obs.ndim == 4 and obs.shape[2:] == step:
-            looks, code = f"It looks like {obs.shape[0]} episodes of {obs.shape[1]} steps", "obs=list(obs)"
-            if isinstance(actions, np.ndarray) and actions.shape[:2] == (obs.shape[0], obs.shape[1] - 1):
-                looks = f"It looks like {obs.shape[0]} episodes of {obs.shape[1] - 1} steps and a last observation"
-                code = "obs=list(obs[:, :-1]), last_obs=obs[:, -1]"
+            raise _hint(f"{name} is a list of arrays of shape {step}.", looks, code, rest)
+        if isinstance(leader, np.ndarray) and leader.ndim == 2 + len(step) and leader.shape[2:] == step:
+            looks, code = f"It looks like {leader.shape[0]} episodes of {leader.shape[1]} steps", f"{name}=list({name})"
+            if isinstance(actions, np.ndarray) and actions.shape[:2] == (leader.shape[0], leader.shape[1] - 1):
+                looks = (
+                    f"It looks like {leader.shape[0]} episodes of {leader.shape[1] - 1} steps and a last observation"
+                )
+                code = f"{name}=list({name}[:, :-1]), last_{name}={name}[:, -1]"
             rest = "likewise every other argument, without steps that only fill up episodes that ended sooner"
-            raise _hint(f"obs has shape {obs.shape}.", looks, code, rest)
+            raise _hint(f"{name} has shape {leader.shape}.", looks, code, rest)
 
     def _refuse_agents_first(self, name: str) -> None:
         given, (_, step) = self.given[name], layout(self.spec)[name]
@@ -187,14 +195,13 @@ class _Log:
             raise _hint(f"{name} has shape {parts[0].shape}.", "The agents stand before time", f"{name}={code}")
 
     def _other_form(self, name: str) -> UserError:
-        """The error for an array where obs is a list, or the other way about."""
-        given, (_, step) = self.given[name], layout(self.spec)[name]
+        """The error for an array where the leader is a list, or the other way about."""
+        given, (_, step), leader = self.given[name], layout(self.spec)[name], self.leader
         if self.listed:
-            return _hint(
-                f"obs is a list of episodes, but {name} an array.", "Both must be lists", f"{name}=list({name})"
-            )
+            found = f"{leader} is a list of episodes, but {name} an array."
+            return _hint(found, "Both must be lists", f"{name}=list({name})")
         join = "stack" if all(part.shape == step for part in given) else "concatenate"
-        return _hint(f"obs is an array, but {name} a list.", "Both must be arrays", f"{name}=np.{join}({name})")
+        return _hint(f"{leader} is an array, but {name} a list.", "Both must be arrays", f"{name}=np.{join}({name})")
 
     def _misfit(self, name: str, found: str) -> UserError:
         """The error for an argument of another shape: what was found, what it looks like, and what to pass instead."""

@@ -101,7 +101,7 @@ def load(folder: str | Path, spec: TaskSpec | None = None, check: bool = True) -
                 raise UserError(f"{folder / name}.npy was changed since it was written: its sha256 is another.")
         if _content_hash(described.arrays) != described.content_hash:
             raise UserError(f"{folder / _DESCRIPTION} was changed since it was written: the content hash is another.")
-    dataset = Dataset(described.spec, EpisodeStore(**arrays), described.metadata)
+    dataset = Dataset(described.spec, EpisodeStore(**({"obs": None} | arrays)), described.metadata)
     try:
         validate_shapes(dataset)
     except UserError as error:
@@ -139,6 +139,8 @@ def describe(folder: str | Path) -> DatasetDescription:
     damaged = f"'{path}' is damaged, or was changed by hand"
     _require_sensible(description, damaged)
     required = {name for name in EpisodeStore._fields if name not in EpisodeStore._field_defaults}
+    if description.spec.obs_from_state:
+        required.remove("obs")
     found = set(description.arrays)
     if wrong := (required - found) | (found - set(EpisodeStore._fields)):
         raise UserError(f"{damaged}: its list of arrays lacks or invents {', '.join(sorted(wrong))}.")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from omarl_envs.spec import TaskSpec
@@ -38,7 +39,7 @@ def validate_shapes(dataset: Dataset) -> None:
     if not isinstance(rows, EpisodeStore):
         raise UserError(f"The rows of a dataset are an EpisodeStore, as from_episodes makes it, not a {_kind(rows)}.")
     for name, array in rows._asdict().items():
-        if array is None and name not in EpisodeStore._field_defaults:
+        if array is None and name not in EpisodeStore._field_defaults and not (name == "obs" and spec.obs_from_state):
             raise UserError(f"The dataset's {name} is missing.")
         if array is not None and not (hasattr(array, "shape") and hasattr(array, "dtype")):
             raise UserError(f"The dataset's {name} is a {_kind(array)}, but must be an array.")
@@ -52,13 +53,16 @@ def validate_shapes(dataset: Dataset) -> None:
     if (rows.state is None) != spec.state_is_obs:
         problem = "must not be stored, being all observations" if spec.state_is_obs else "is missing"
         raise UserError(f"The dataset's state {problem} on task '{spec.name}'.")
+    if spec.obs_from_state and rows.obs is not None:
+        raise UserError(f"The dataset's obs must not be stored: on task '{spec.name}' they follow from the state.")
     if rows.action_mask is not None and spec.kind == "continuous":
         raise UserError(f"The dataset has an action_mask, but the actions of task '{spec.name}' are continuous.")
+    first: Any = rows.state if rows.obs is None else rows.obs
     for name, (dtype, shape) in layout(spec).items():
         array = getattr(rows, name)
         if array is None:
             continue
-        expected = (*rows.obs.shape[:1], *shape)
+        expected = (*first.shape[:1], *shape)
         if array.shape != expected:
             raise UserError(
                 f"The dataset's {name} has shape {array.shape}, but task '{spec.name}' and the number of rows need "

@@ -21,6 +21,8 @@ from omarl_jax.rollout import Trajectory, rollout
 from omarl_jax.tasks import make_env
 from omarl_jax.types import ReturnQuantiles, View
 
+_FRAME = 0.05  # seconds between the frames of a film in real time, about
+
 
 def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pathlib.Path]:
     """Writes the paths and return quantiles of the first run of each method, where its folder holds a policy.
@@ -54,7 +56,7 @@ def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pa
 
 
 def write_gif(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed: int) -> None:
-    """Plays one episode greedily and writes it as a GIF.
+    """Plays one episode greedily and writes it as a GIF, in real time where the task has one (`env.dt`).
 
     Args:
         env: the task.
@@ -67,9 +69,10 @@ def write_gif(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed:
     """
     if type(env).render is MultiAgentEnv.render:
         raise UserError(f"'{env.task_spec.name}' draws no pictures to make a GIF of.")
-    frames = [env.render(state) for state in _states(_episode(env, policy, seed))]
+    stride = 1 if env.dt is None else max(1, round(_FRAME / env.dt))
+    frames = [env.render(state) for state in _states(_episode(env, policy, seed))[::stride]]
     with replacing(path) as file:
-        save_gif(frames, file, fps=8)
+        save_gif(frames, file, fps=8 if env.dt is None else 1.0 / (stride * env.dt))
 
 
 def write_map(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed: int) -> None:

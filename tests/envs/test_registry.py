@@ -48,8 +48,8 @@ TASKS = {"mine": Countdown}
 
 
 def test_the_package_ships_its_families() -> None:
-    assert {"matrix", "particle", "uav"} <= set(families())
-    assert not {"base", "registry", "rendering", "spec"} & set(families())
+    assert {"matrix", "mujoco", "particle", "uav"} <= set(families())
+    assert not {"base", "registry", "rendering", "spec", "views"} & set(families())
     assert {"matrix/xor", "matrix/climbing", "particle/spread", "particle/tag", "particle/world"} <= set(task_names())
 
 

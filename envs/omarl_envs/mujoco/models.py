@@ -147,8 +147,8 @@ class Model:
     def _inertial(self, body: Body, engine: Engine) -> tuple[float, np.ndarray, np.ndarray]:
         parts = [(*_shape_inertia(shape, engine, self.density), _middle(shape)) for shape in body.shapes]
         mass = sum(m for m, _, _ in parts)
-        centre = sum(m * middle for m, _, middle in parts) / mass
-        return mass, centre, sum(inertia + _shifted(m, middle - centre) for m, inertia, middle in parts)
+        centre = np.sum([m * middle for m, _, middle in parts], axis=0) / mass
+        return mass, centre, np.sum([i + _shifted(m, middle - centre) for m, i, middle in parts], axis=0)
 
 
 def _middle(shape: Capsule) -> np.ndarray:

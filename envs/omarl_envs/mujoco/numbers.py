@@ -6,6 +6,7 @@ one engine serves both, and NumPy's arrays of such numbers are vectors and matri
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ class Number:
     """One entry of a vector: a constant (a NumPy array in float64), or an array that the program computes."""
 
     __slots__ = ("value",)
+    value: Any
 
     def __init__(self, value: Any):
         self.value = value if isinstance(value, jax.Array) else np.asarray(value, np.float64)
@@ -39,7 +41,7 @@ class Number:
             return other
         if other.all_are(0.0):
             return self
-        return Number(np.add(self.value, other.value) if self.known and other.known else _arrays(np.add, self, other))
+        return Number(np.add(self.value, other.value) if self.known and other.known else _arrays(jnp.add, self, other))
 
     __radd__ = __add__
 
@@ -52,7 +54,7 @@ class Number:
             return self
         if self.all_are(0.0):
             return -other
-        return Number(self.value - other.value if self.known and other.known else _arrays(np.subtract, self, other))
+        return Number(self.value - other.value if self.known and other.known else _arrays(jnp.subtract, self, other))
 
     def __rsub__(self, other: Any) -> Number:
         return number(other) - self
@@ -66,7 +68,7 @@ class Number:
                 return b
             if a.all_are(-1.0):
                 return -b
-        return Number(self.value * other.value if self.known and other.known else _arrays(np.multiply, self, other))
+        return Number(self.value * other.value if self.known and other.known else _arrays(jnp.multiply, self, other))
 
     __rmul__ = __mul__
 
@@ -74,7 +76,7 @@ class Number:
         other = number(other)
         if self.all_are(0.0):
             return ZERO
-        return Number(self.value / other.value if self.known and other.known else _arrays(np.divide, self, other))
+        return Number(self.value / other.value if self.known and other.known else _arrays(jnp.divide, self, other))
 
 
 def number(x: Any) -> Number:
@@ -86,9 +88,8 @@ def _arrays(operation: Any, a: Number, b: Number) -> jax.Array:
     """An operation in the dtype of what is computed."""
     dtype = b.value.dtype if a.known else a.value.dtype
     x, y = jnp.asarray(a.value, dtype), jnp.asarray(b.value, dtype)
-    return {np.add: jnp.add, np.subtract: jnp.subtract, np.multiply: jnp.multiply, np.divide: jnp.divide}[operation](
-        x, y
-    )
+    result: jax.Array = operation(x, y)
+    return result
 
 
 ZERO, ONE = Number(0.0), Number(1.0)
@@ -129,8 +130,8 @@ def skew(a: Vector) -> Vector:
 
 def turn(axis: Vector, angle: Number) -> Vector:
     """The rotation (3, 3) by an angle about a unit axis."""
-    values = np.sin, np.cos
-    s, c = (Number(f(angle.value)) for f in (values if angle.known else (jnp.sin, jnp.cos)))
+    library: Any = np if angle.known else jnp
+    s, c = Number(library.sin(angle.value)), Number(library.cos(angle.value))
     outer = np.multiply.outer(axis, axis)
     return outer + (vector(np.eye(3)) - outer) * c + skew(axis) * s
 
@@ -147,10 +148,19 @@ def quaternion_matrix(q: Vector) -> Vector:
     )
 
 
-def summed(xs: Vector, axis: int = 0, keepdims: bool = False) -> Vector:
-    """Each Number's sum over an axis of its array; known zeros stay."""
+def each(f: Callable[[Any], Any], xs: Vector) -> Vector:
+    """Numbers of f of the arrays; zeros that are known stay so."""
+    return vector([x if x.all_are(0.0) else Number(f(x.value)) for x in xs.ravel()]).reshape(xs.shape)
 
-    def total(x: Number) -> Number:
-        return x if x.all_are(0.0) else Number(x.value.sum(axis=axis, keepdims=keepdims))
 
-    return vector([total(x) for x in xs.ravel()]).reshape(xs.shape)
+def stacked(xs: Sequence[Vector]) -> Vector:
+    """Vectors of Numbers (…) as one of Numbers (D, …); what is known and the same everywhere stays a constant."""
+
+    def one(of: tuple[Number, ...]) -> Number:
+        values = np.broadcast_arrays(*(x.value for x in of)) if all(x.known for x in of) else None
+        if values is not None:
+            return of[0] if of[0].value.size and len({*map(float, np.ravel(values))}) == 1 else Number(np.stack(values))
+        dtype = next(x.value.dtype for x in of if not x.known)
+        return Number(jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x.value, dtype) for x in of))))
+
+    return vector([one(of) for of in zip(*xs, strict=True)])

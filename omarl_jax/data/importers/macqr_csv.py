@@ -107,7 +107,8 @@ def write_csv(dataset: Dataset, path: str | pathlib.Path) -> None:
     _check_form(spec, dataset.metadata.get("options", {}))
     at = dataset.index()
     over = np.asarray(rows.terminal[at]).all(axis=1) | np.asarray(rows.truncated[at])
-    columns = [rows.obs[at, 0], rows.actions[at], rows.rewards[at, :1], rows.obs[at + 1, 0], over[:, None]]
+    seen = np.asarray(rows.obs)[:, 0]
+    columns = [seen[at], rows.actions[at], rows.rewards[at, :1], seen[at + 1], over[:, None]]
     table = np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
     with replacing(pathlib.Path(path)) as file:
         lines = [",".join(["", *map(str, range(_width(spec)))])]
