@@ -20,7 +20,8 @@ import mujoco_judge as judge
 import numpy as np
 from mujoco_judge import BODIES, ENGINES, Array, Engine
 
-from omarl_envs.mujoco import models, physics
+from omarl_envs import make
+from omarl_envs.mujoco import constraints, models, physics, rigid
 from omarl_envs.mujoco.models import Model
 from omarl_envs.mujoco.numbers import dot
 
@@ -29,6 +30,12 @@ MODELS: dict[str, Model] = {
     "hopper": models.hopper(),
     "walker2d": models.walker2d(),
     "ant": models.ant(),
+}
+TASKS = {
+    "halfcheetah": "mujoco/halfcheetah-6x1",
+    "hopper": "mujoco/hopper-3x1",
+    "walker2d": "mujoco/walker2d-2x3",
+    "ant": "mujoco/ant-2x4",
 }
 EXACT = 30
 """Newton steps after which nothing is left of the solver's own error."""
@@ -58,34 +65,34 @@ def pieces(body: str, engine: Engine, states: dict[str, Array]) -> dict[str, Arr
     This is the one place of the tests that knows how the engine is built.
     """
     model = MODELS[body]
-    hinges, limbs = len(physics.parts(model).hinged), len(model.limbs)
+    hinges, limbs = len(rigid.parts(model).hinged), len(model.limbs)
 
-    def edges(points: physics.Contacts, motion: Any) -> Any:
+    def edges(points: constraints.Contacts, motion: Any) -> Any:
         """What a motion is along each edge of the pyramids: (…, B, 4)."""
-        normal, *tangents = (dot(d, physics._at_points(motion)).value for d in points.directions)
+        normal, *tangents = (dot(d, constraints.at_points(motion)).value for d in points.directions)
         slips = [sign * points.friction * x for x in tangents for sign in (1.0, -1.0)]
         return jnp.stack([jnp.broadcast_to(normal + x, points.row.offset.shape) for x in slips], axis=-1)
 
     def compute(q: Any, v: Any, control: Any, guess: Any, a: Any) -> dict[str, Any]:
-        coordinates, velocities, accelerations = (physics.split(model, x) for x in (q, v, a))
-        at = physics.pose(model, coordinates)
-        inertias, speeds = physics.inertias(model, engine, at), physics.motions(at, velocities)
+        coordinates, velocities, accelerations = (rigid.split(model, x) for x in (q, v, a))
+        at = rigid.pose(model, coordinates)
+        inertias, speeds = rigid.inertias(model, engine, at), rigid.motions(at, velocities)
         momenta = [
-            inertia @ drift + physics._force_cross(speed, inertia @ speed)
-            for inertia, drift, speed in zip(inertias, physics.drifts(at, velocities), speeds, strict=True)
+            inertia @ drift + rigid.force_cross(speed, inertia @ speed)
+            for inertia, drift, speed in zip(inertias, rigid.drifts(at, velocities), speeds, strict=True)
         ]
-        total = momenta[0] + physics._total(momenta[1])
+        total = momenta[0] + rigid.total(momenta[1])
         of_root = jnp.concatenate([dot(axis, total).value for axis in at.axes[0]])
-        touching = zip(physics.contacts(model, engine, at), speeds, physics.motions(at, accelerations), strict=True)
-        side, ends = physics.limits(model, engine, coordinates.limbs)
+        touching = zip(constraints.contacts(model, engine, at), speeds, rigid.motions(at, accelerations), strict=True)
+        side, ends = constraints.limits(model, engine, coordinates.limbs)
         return {
-            "matrix": physics.joint_matrix(at, *inertias, physics.hinge_constant(model, "armature")),
-            "bias": physics.join(of_root, dot(at.axes[1], physics._inward(momenta[1], hinges)).value),
+            "matrix": rigid.joint_matrix(at, *inertias, rigid.hinge_constant(model, "armature")),
+            "bias": rigid.join(of_root, dot(at.axes[1], rigid.inward(momenta[1], hinges)).value),
             "floor": [(points.row, edges(points, x), edges(points, y)) for points, x, y in touching],
             "limits": (ends, side * velocities.limbs.value, side),
             "pairs": [
                 (row, *((jacobian * x.limbs.value).sum(axis=0) for x in (velocities, accelerations)))
-                for jacobian, row in physics.collisions(model, engine, at)
+                for jacobian, row in constraints.collisions(model, engine, at)
             ],
             "acceleration": physics.acceleration(model, engine, q, v, control, guess, EXACT)[0],
         }
@@ -105,7 +112,7 @@ def pieces(body: str, engine: Engine, states: dict[str, Array]) -> dict[str, Arr
     out = {"mass": mass[(slice(None), *np.tril_indices(size))]}
     out |= {key: found[key].T for key in ("bias", "acceleration")}
 
-    def resistance(row: physics.Row) -> Array:
+    def resistance(row: constraints.Row) -> Array:
         with np.errstate(divide="ignore"):
             return np.where(row.weight > 0.0, 1.0 / row.weight, np.nan)
 
@@ -144,14 +151,14 @@ def pieces(body: str, engine: Engine, states: dict[str, Array]) -> dict[str, Arr
 def points_of(body: str) -> dict[tuple[int, int], tuple[int, tuple[int, ...]]]:
     """Of each shape's ends in the judge's order: the part of the engine's contacts, and the index there."""
     of_bodies: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
-    model, parts, count = MODELS[body], physics.parts(MODELS[body]), 0
+    model, parts, count = MODELS[body], rigid.parts(MODELS[body]), 0
     for part, _ in parts.root:
-        many = len(physics._points(part)[0])
+        many = len(constraints._points(part)[0])
         of_bodies[part.name] = [(0, (count + k, 0)) for k in range(many)]
         count += many
     for d, carried in enumerate(parts.hinged):
         for limb, part in enumerate(carried):
-            of_bodies[part.name] = [(1, (d, k, limb)) for k in range(len(physics._points(part)[0]))]
+            of_bodies[part.name] = [(1, (d, k, limb)) for k in range(len(constraints._points(part)[0]))]
     out = {}
     for number, (name, shape, ends) in enumerate(shape_ends(body)):
         here = of_bodies[name][:1] if shape.start == shape.end else of_bodies[name][:2]
@@ -217,31 +224,28 @@ def after_ten(body: str, engine: Engine, states: dict[str, Array]) -> Array:
 
 
 def returns(body: str, engine: Engine, policy: str, episodes: int, seed: int) -> Array:
-    """Returns (E,) of episodes that we simulate, of the policy `random` or `linear` (see `mujoco_judge.played`)."""
-    about, model, rng = BODIES[body], MODELS[body], np.random.default_rng(seed)
-    starts = [judge.reset(body, rng) for _ in range(episodes)]
-    q, v = (jnp.asarray(np.array(x), float) for x in zip(*starts, strict=True))
-    weights = jnp.asarray(judge.linear_policies()[body], float)
-    dt = model.timestep * model.frame_skip
+    """Returns (E,) of our task's episodes, of the policy `random` or `linear` (see `mujoco_judge.played`)."""
+    env, weights = make(TASKS[body], engine=engine, observations="full"), jnp.asarray(judge.linear_policies()[body])
+    spec = env.task_spec
 
-    def act(q: Any, v: Any, key: Any) -> Any:
+    def act(observation: Any, key: Any) -> Any:
         if policy == "random":
-            return jax.random.uniform(key, (len(weights),), minval=-1.0, maxval=1.0)
-        seen = jnp.concatenate([q[about.hidden :], jnp.clip(v, -about.clip, about.clip)])
-        return jnp.clip(weights[:, :-1] @ seen + weights[:, -1], -1.0, 1.0)
+            return jax.random.uniform(key, (spec.n_agents, spec.action_dim), minval=-1.0, maxval=1.0)
+        seen = observation.state[: weights.shape[1] - 1]
+        return jnp.clip(weights[:, :-1] @ seen + weights[:, -1], -1.0, 1.0).reshape(spec.n_agents, spec.action_dim)
 
-    def play(q: Any, v: Any, key: Any) -> Any:
+    def play(key: Any) -> Any:
         def step(carry: Any, key: Any) -> Any:
-            q, v, a, goes_on, gain = carry
-            control = act(q, v, key)
-            q, v, a, way = physics.simulate(model, engine, q, v, control, a)
-            gain = gain + jnp.where(goes_on, way / dt + about.bonus - about.cost * control @ control, 0.0)
-            return (q, v, a, goes_on & about.healthy(q, v), gain), None
+            state, observation, goes_on, gain = carry
+            state, timestep = env.step(state, act(observation, key))
+            gain = gain + jnp.where(goes_on, timestep.reward.mean(), 0.0)
+            return (state, timestep.observation, goes_on & ~timestep.last(), gain), None
 
-        start = (q, v, jnp.zeros_like(v), jnp.bool_(True), jnp.zeros((), v.dtype))
+        state, timestep = env.reset(key)
+        start = (state, timestep.observation, jnp.bool_(True), jnp.zeros(()))
         return jax.lax.scan(step, start, jax.random.split(key, judge.HORIZON))[0][-1]
 
-    return np.asarray(jax.jit(jax.vmap(play))(q, v, jax.random.split(jax.random.key(seed), episodes)), np.float64)
+    return np.asarray(jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(seed), episodes)), np.float64)
 
 
 def standard_errors(ours: Array, theirs: Array) -> float:

@@ -10,7 +10,7 @@ import pytest
 from mujoco_judge import BODIES, ENGINES, Array, Engine
 from mujoco_parity import MODELS, float64
 
-from omarl_envs.mujoco import physics
+from omarl_envs.mujoco import physics, rigid
 
 EACH = [(body, engine) for body in BODIES for engine in ENGINES]
 
@@ -101,8 +101,8 @@ def test_the_body_is_that_of_the_file(body: str) -> None:
 
 @pytest.mark.parametrize(("body", "engine"), EACH)
 def test_inverse_inertias_at_rest_equal_the_judges(body: str, engine: Engine) -> None:
-    theirs, constants = judge.judge(body, engine), physics.constants(MODELS[body], engine)
-    parts = physics.parts(MODELS[body])
+    theirs, constants = judge.judge(body, engine), rigid.constants(MODELS[body], engine)
+    parts = rigid.parts(MODELS[body])
     ours = dict(zip((part.name for part, _ in parts.root), constants.root, strict=True))
     for carried, values in zip(parts.hinged, constants.limbs, strict=True):
         ours |= dict(zip((part.name for part in carried), values, strict=True))
