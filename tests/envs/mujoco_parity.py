@@ -11,7 +11,7 @@ import csv
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -253,11 +253,18 @@ def standard_errors(ours: Array, theirs: Array) -> float:
     return float(abs(ours.mean() - theirs.mean()) / np.hypot(*(x.std(ddof=1) / len(x) ** 0.5 for x in (ours, theirs))))
 
 
+Kind = Literal["piece", "step", "step, default solver", "ten steps", "step in float32", "step in float32, exact solver"]
+
+
 class Row(NamedTuple):
-    """A line of the table: a measurement of a body and engine, the quantiles of its errors, and the worst state."""
+    """A line of the table: a measurement of a body and engine, the quantiles of its errors, and the worst state.
+
+    Measurements are in float64 and with `EXACT` Newton steps unless they say otherwise; `piece` compares an array.
+    """
 
     body: str
     engine: str
+    kind: Kind
     what: str
     states: int
     median: float
@@ -266,29 +273,31 @@ class Row(NamedTuple):
     worst: str
 
 
-def row(body: str, engine: Engine, what: str, states: dict[str, Array], found: Array) -> Row:
+def row(body: str, engine: Engine, kind: Kind, states: dict[str, Array], found: Array, what: str = "state") -> Row:
     """Summarises errors (B,) of states."""
     worst = int(np.argmax(found))
     names = list(judge.policies(body, np.random.default_rng(0)))
     about = f"state {worst}: {names[states['policy'][worst]]}, step {states['step'][worst]}"
     about += ", after an end" if states["ended"][worst] else ""
-    quantiles = (float(np.quantile(found, x)) for x in (0.5, 0.99, 1.0))
-    return Row(body, engine, what, len(found), *quantiles, about)
+    quantiles = (float(x) for x in np.quantile(found, (0.5, 0.99, 1.0)))
+    return Row(body, engine, kind, what, len(found), *quantiles, about)
 
 
 def measure(body: str, engine: Engine, states: dict[str, Array]) -> Iterator[Row]:
     """All errors of one body and engine."""
     for key, ours in pieces(body, engine, states).items():
         if np.isfinite(states[key]).any():
-            yield row(body, engine, key.replace("_", " ") + ", float64", states, errors(ours, states[key]))
-    for iterations in (EXACT, physics.ITERATIONS):
+            yield row(body, engine, "piece", states, errors(ours, states[key]), key.replace("_", " "))
+    exact, default = EXACT, physics.ITERATIONS
+    kinds: list[tuple[Kind, int]] = [("step", exact), ("step, default solver", default)]
+    for kind, iterations in kinds:
         with float64():
             found = step_errors(stepped(body, engine, states, iterations), states)
-        yield row(body, engine, f"one control step, float64, {iterations} Newton steps", states, found)
-    yield row(body, engine, f"ten control steps, float64, {EXACT} Newton steps", states, after_ten(body, engine, states))
-    for iterations in (EXACT, physics.ITERATIONS):
-        found = step_errors(stepped(body, engine, states, iterations), states)
-        yield row(body, engine, f"one control step, float32, {iterations} Newton steps", states, found)
+        yield row(body, engine, kind, states, found)
+    yield row(body, engine, "ten steps", states, after_ten(body, engine, states))
+    kinds = [("step in float32, exact solver", exact), ("step in float32", default)]
+    for kind, iterations in kinds:
+        yield row(body, engine, kind, states, step_errors(stepped(body, engine, states, iterations), states))
 
 
 def main() -> None:
@@ -310,13 +319,17 @@ def main() -> None:
                 theirs = judge.played(body, engine, policy, arguments.episodes, 3)
                 returned.append((body, engine, policy, ours, theirs))
                 print(body, engine, policy, ours.mean(), theirs.mean(), standard_errors(ours, theirs), flush=True)
+    table = [r._replace(states=str(r.states)) for r in rows]
     heading = f"MuJoCo {mujoco.__version__}, {jax.devices()[0].device_kind}, JAX {jax.__version__}"
     lines = [
-        f"Errors of our physics from C: {heading}. |Δ| / max(1, |value|), the largest of a state's numbers.",
+        f"How far our physics lies from C: {heading}.",
         "",
-        "| body | engine | what | states | median | 99 % | largest | where |",
-        "|---|---|---|---|---|---|---|---|",
-        *(f"| {r.body} | {r.engine} | {r.what} | {r.states} | {r[4]:.1e} | {r[5]:.1e} | {r[6]:.1e} | {r.worst} |" for r in rows),
+        f"Errors are \\|Δ\\| / max(1, \\|value\\|), the largest of a state's numbers; in float64 and with {EXACT} Newton steps",
+        f"unless the table says otherwise. By default there are {physics.ITERATIONS}.",
+        "",
+        "| body | engine | compared | of | states | median | 99 % | largest | where |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(" | ".join(["", *r[:5], *(f"{x:.1e}" for x in r[5:8]), r.worst, ""]).strip() for r in table),
         "",
         f"Mean returns of {arguments.episodes} episodes, ± standard errors, and the difference in standard errors.",
         "",

@@ -1,5 +1,9 @@
 """Our physics against C MuJoCo's, on states of its episodes (see `mujoco_judge`)."""
 
+import importlib
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -10,7 +14,9 @@ import pytest
 from mujoco_judge import BODIES, ENGINES, Array, Engine
 from mujoco_parity import MODELS, float64
 
+from omarl_envs import make
 from omarl_envs.mujoco import physics, rigid
+from omarl_envs.mujoco.tasks import State
 
 EACH = [(body, engine) for body in BODIES for engine in ENGINES]
 
@@ -158,13 +164,9 @@ def test_a_control_step_in_float64_is_exact(body: str) -> None:
 def test_a_control_step_in_float32_is_near(body: str) -> None:
     states = judge.load(body, "2.0")
     found = parity.step_errors(parity.stepped(body, "2.0", states), states)
-    _near(body, states, found)
-
-
-def _near(body: str, states: dict[str, Array], found: Array) -> None:
-    told = str(parity.row(body, "2.0", "float32", states, found))
-    assert np.median(found) <= 1e-5, told
-    assert np.quantile(found, 0.99) <= 1e-4, told
+    row = parity.row(body, "2.0", "step in float32", states, found)
+    assert row.median <= 1e-5, row
+    assert row.most <= 1e-4, row
 
 
 def _directional(body: str) -> tuple[Array, Array]:
@@ -183,8 +185,116 @@ def _directional(body: str) -> tuple[Array, Array]:
         return np.asarray(both(*at)[1]).T, np.asarray((up - down) / 2e-6).T
 
 
-def test_gradients_of_a_control_step_are_finite_and_right() -> None:
-    derivative, difference = _directional("halfcheetah")
+def _gradients_are_right(body: str) -> None:
+    derivative, difference = _directional(body)
     assert np.isfinite(derivative).all()
     # At a few states a constraint begins or ends within the difference.
     assert (parity.errors(derivative, difference) < 1e-4).mean() > 0.9
+
+
+def test_gradients_of_a_control_step_are_finite_and_right() -> None:
+    _gradients_are_right("halfcheetah")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", ["hopper", "walker2d", "ant"])
+def test_gradients_of_other_bodies_are_finite_and_right(body: str) -> None:
+    _gradients_are_right(body)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("body", "engine"), EACH)
+def test_a_thousand_states_are_as_exact(body: str, engine: Engine) -> None:
+    states = judge.states(body, engine, 1000, seed=1)
+    for row in parity.measure(body, engine, states):
+        if row.kind == "piece":
+            assert row.largest < 1e-9, row
+        elif row.kind == "step":
+            assert row.largest < 1e-8, row
+        elif row.kind == "ten steps":
+            assert row.largest < 1e-4, row
+        elif row.kind == "step in float32":
+            assert row.median <= 1e-5 and row.most <= 1e-4, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", ["hopper", "walker2d", "ant"])
+def test_float32_ends_episodes_where_the_judge_does(body: str) -> None:
+    states = judge.states(body, "2.0", 1000, seed=1)
+    found, healthy = parity.stepped(body, "2.0", states), BODIES[body].healthy
+    ours = healthy(found["next_qpos"], found["next_qvel"])
+    theirs = healthy(states["next_qpos"], states["next_qvel"])
+    moved = [healthy(states["next_qpos"] + d, states["next_qvel"]) for d in (-1e-5, 1e-5)]
+    clear = (moved[0] == theirs) & (moved[1] == theirs)
+    assert np.array_equal(ours[clear], theirs[clear])
+    assert theirs.any() and not theirs.all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["random", "linear"])
+@pytest.mark.parametrize(("body", "engine"), EACH)
+def test_returns_have_the_judges_mean(body: str, engine: Engine, policy: str) -> None:
+    ours = parity.returns(body, engine, policy, 200, seed=2)
+    theirs = judge.played(body, engine, policy, 200, seed=3)
+    assert parity.standard_errors(ours, theirs) < 4.0, (ours.mean(), theirs.mean())
+
+
+@pytest.mark.slow
+def test_a_random_cheetah_scores_as_published() -> None:
+    # OMAR's reference score of a random policy on HalfCheetah is -282.9, its standard deviation over episodes 77.5.
+    found = parity.returns("halfcheetah", "2.0", "random", 1000, seed=4)
+    assert found.mean() == pytest.approx(-283.0, abs=10.0)
+    assert found.std() == pytest.approx(77.5, rel=0.1)
+
+
+GYMNASIUM = {
+    "halfcheetah_v4": "HalfCheetahEnv",
+    "halfcheetah_v5": "HalfCheetahEnv",
+    "hopper_v4": "HopperEnv",
+    "walker2d_v4": "Walker2dEnv",
+    "ant_v4": "AntEnv",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GYMNASIUM)
+def test_tasks_do_what_gymnasium_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
+    body = name.split("_")[0]
+    module = importlib.import_module(f"gymnasium.envs.mujoco.{name.replace('halfcheetah', 'half_cheetah')}")
+    gym, rng = getattr(module, GYMNASIUM[name])(), np.random.default_rng(0)
+    gym.model.opt.tolerance, gym.model.opt.iterations = 0.0, 100
+    env = make(parity.TASKS[body], engine="current", observations="full")
+    shape = env.task_spec.n_agents, env.task_spec.action_dim
+    steps: list[dict[str, Any]] = []
+    for seed in range(20):
+        gym.reset(seed=seed)
+        for _ in range(50):
+            step = {"q": gym.data.qpos.copy(), "v": gym.data.qvel.copy(), "guess": gym.data.qacc.copy()}
+            step["action"] = rng.uniform(-1.0, 1.0, gym.model.nu).astype(np.float32)
+            step["seen"], step["reward"], step["ended"], _, _ = gym.step(step["action"])
+            steps.append(step)
+            if step["ended"]:
+                break
+    theirs = {key: np.array([step[key] for step in steps]) for key in steps[0]}
+    if body == "ant":
+        norms = np.linalg.norm(theirs["q"][:, 3:7], axis=1)
+        theirs["q"][:, 3:7] /= norms[:, None]  # Gymnasium starts with others, MuJoCo takes the unit ones
+
+    def step(q: Any, v: Any, guess: Any, action: Any) -> Any:
+        state = State(jax.random.key(0), jnp.zeros((), jnp.int32), q, v, guess)
+        state, timestep = env.step(state, action.reshape(shape))
+        return timestep.observation.state, timestep.reward[0], timestep.discount[0] == 0.0
+
+    arguments = (jnp.asarray(theirs[key], jnp.float32) for key in ("q", "v", "guess", "action"))
+    seen, reward, ended = (np.asarray(x) for x in jax.jit(jax.vmap(step))(*arguments))
+    found = parity.errors(seen[:, : theirs["seen"].shape[1]], theirs["seen"])
+    assert np.median(found) <= 1e-5 and np.quantile(found, 0.99) <= 1e-4
+    if body == "ant":
+        # Gymnasium's x is that of the last stage of the last Runge-Kutta step.
+        assert np.quantile(parity.errors(reward, theirs["reward"]), 0.9) < 0.1
+    else:
+        found = parity.errors(reward, theirs["reward"])
+        assert np.median(found) <= 1e-5 and np.quantile(found, 0.99) <= 1e-3
+    assert np.array_equal(ended, theirs["ended"])
+    assert theirs["ended"].any() == (body != "halfcheetah")
