@@ -1,6 +1,6 @@
 """C MuJoCo as the judge of our physics: its models, episodes that it simulates, and the arrays that it computes.
 
-Run as a script it writes the states that the tests compare: 100 a body and engine into `data/`, or more with `--states`.
+Run as a script it writes the states that the tests compare, 100 a body and engine, into `data/`.
 
     python tests/envs/mujoco_judge.py                                  the committed states
     python tests/envs/mujoco_judge.py --states 1000 --folder /tmp/x    more of them, elsewhere
@@ -219,10 +219,10 @@ def arrays(body: str, engine: Engine, q: Array, v: Array, control: Array) -> dic
     """What the judge computes at a state, and the state after one control step.
 
     Contacts with the floor stand in the order of shapes, each with its first end (against its axis) and its second one;
-    that of a sphere has the first place. The two rows normal ± μ t₁ of a contact stand in ascending order, then those of
-    t₂, since the sign of a tangent means nothing. `moved` is a row's Jacobian times the acceleration, `reference` the
-    row's reference acceleration, and `resistance` its regularisation. What does not exist is NaN. Hopper's `PAIRS` of
-    bodies have one row each.
+    that of a sphere has the first place. The two rows normal ± μ t₁ of a contact stand in ascending order, then those
+    of t₂, since the sign of a tangent means nothing. `moved` is a row's Jacobian times the acceleration, `reference`
+    the row's reference acceleration, and `resistance` its regularisation. What does not exist is NaN. Hopper's `PAIRS`
+    of bodies have one row each.
     """
     model = judge(body, engine)
     data = mujoco.MjData(model)
@@ -318,7 +318,8 @@ def states(body: str, engine: Engine, number: int, seed: int) -> dict[str, Array
         taken: list[Visited] = []
         while len(taken) < share:
             visited = list(episode(body, engine, name, rng, beyond=bool(rng.integers(2))))
-            few = list(rng.choice(len(visited), min(max(4, share // 25), len(visited), share - len(taken)), replace=False))
+            many = min(max(4, share // 25), len(visited), share - len(taken))
+            few = list(rng.choice(len(visited), many, replace=False))
             if (colliding := np.flatnonzero([x.collides for x in visited])).size:
                 few[0] = rng.choice(colliding)
             taken += [visited[k] for k in few]

@@ -19,7 +19,6 @@ import mujoco
 import mujoco_judge as judge
 import numpy as np
 from mujoco_judge import BODIES, ENGINES, Array, Engine
-
 from omarl_envs import make
 from omarl_envs.mujoco import constraints, models, physics, rigid
 from omarl_envs.mujoco.models import Model
@@ -43,7 +42,7 @@ EXACT = 30
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """Computes in float64. Nothing that was traced in one precision may serve the other, so JAX's caches are emptied."""
+    """Computes in float64. What was traced in one precision must not serve the other, so JAX's caches are emptied."""
     jax.clear_caches()
     with jax.enable_x64(True):
         yield
@@ -324,8 +323,8 @@ def main() -> None:
     lines = [
         f"How far our physics lies from C: {heading}.",
         "",
-        f"Errors are \\|Δ\\| / max(1, \\|value\\|), the largest of a state's numbers; in float64 and with {EXACT} Newton steps",
-        f"unless the table says otherwise. By default there are {physics.ITERATIONS}.",
+        f"Errors are \\|Δ\\| / max(1, \\|value\\|), the largest of a state's numbers; in float64 and with",
+        f"{EXACT} Newton steps unless the table says otherwise. By default there are {physics.ITERATIONS}.",
         "",
         "| body | engine | compared | of | states | median | 99 % | largest | where |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from mujoco_judge import BODIES, ENGINES, Array, Engine
 from mujoco_parity import MODELS, float64
-
 from omarl_envs import make
 from omarl_envs.mujoco import physics, rigid
 from omarl_envs.mujoco.tasks import State
