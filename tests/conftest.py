@@ -3,7 +3,15 @@ import os
 import pytest
 
 # Workers take a file at a time: those that take longest first, so that none is waited for in the end.
-LONGEST = ("test_training.py", "test_probes.py", "test_cli.py", "test_sweep.py", "test_ciqr.py", "test_readme.py")
+LONGEST = (
+    "test_training.py",
+    "test_mujoco_parity.py",
+    "test_probes.py",
+    "test_cli.py",
+    "test_sweep.py",
+    "test_ciqr.py",
+    "test_readme.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
