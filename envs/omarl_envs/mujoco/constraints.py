@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from omarl_envs.mujoco.models import Body, Capsule, Engine, Model, Softness
 from omarl_envs.mujoco.numbers import Number, Vector, columns, cross, dot, each, vector
 from omarl_envs.mujoco.rigid import Pose, constants, full_matrix, hinge_vector, of_hinge, parts, upper

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from omarl_envs.mujoco.constraints import at_points, collisions, contact_push, contacts, limits
 from omarl_envs.mujoco.models import Engine, Model
 from omarl_envs.mujoco.numbers import Number, dot, number

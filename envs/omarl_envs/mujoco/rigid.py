@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
 from omarl_envs.mujoco.models import Body, Engine, Model
 from omarl_envs.mujoco.numbers import (
     Number,
