@@ -312,21 +312,32 @@ def states(body: str, engine: Engine, number: int, seed: int) -> dict[str, Array
     """
     rng = np.random.default_rng([seed, list(BODIES).index(body), ENGINES.index(engine)])
     names = list(policies(body, rng))
+    share = number // len(names)
     rows: list[dict[str, Any]] = []
     for kind, name in enumerate(names):
-        share = number // len(names)
-        taken: list[Visited] = []
-        while len(taken) < share:
+        while (missing := share * (kind + 1) - len(rows)) > 0:
             visited = list(episode(body, engine, name, rng, beyond=bool(rng.integers(2))))
-            many = min(max(4, share // 25), len(visited), share - len(taken))
-            few = list(rng.choice(len(visited), many, replace=False))
+            few = list(rng.choice(len(visited), min(max(4, share // 25), len(visited), missing), replace=False))
             if (colliding := np.flatnonzero([x.collides for x in visited])).size:
                 few[0] = rng.choice(colliding)
-            taken += [visited[k] for k in few]
-        for row in taken:
-            state = row._asdict() | {"policy": kind}
-            rows.append(state | arrays(body, engine, row.qpos, row.qvel, row.control))
+            for row in (visited[k] for k in few):
+                found = arrays(body, engine, row.qpos, row.qvel, row.control)
+                if not any(axes_cross(body, engine, q) for q in (row.qpos, found["next_qpos"])):
+                    rows.append(row._asdict() | {"policy": kind} | found)
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+def axes_cross(body: str, engine: Engine, q: Array) -> bool:
+    """Whether a body of Hopper has gone so far through another that their axes cross.
+
+    Then rounding decides in which direction the judge lets them push each other.
+    """
+    model = judge(body, engine)
+    data = mujoco.MjData(model)
+    data.qpos[:] = q
+    mujoco.mj_forward(model, data)
+    pairs = [c for c in data.contact if (model.geom_bodyid[c.geom] > 0).all()]
+    return any(c.dist + model.geom_size[c.geom, 0].sum() < 1e-6 for c in pairs)
 
 
 def episode(body: str, engine: Engine, policy: str, rng: np.random.Generator, beyond: bool) -> Iterator[Visited]:
