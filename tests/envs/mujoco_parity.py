@@ -278,7 +278,7 @@ def row(body: str, engine: Engine, kind: Kind, states: dict[str, Array], found: 
     names = list(judge.policies(body, np.random.default_rng(0)))
     about = f"state {worst}: {names[states['policy'][worst]]}, step {states['step'][worst]}"
     about += ", after an end" if states["ended"][worst] else ""
-    quantiles = (float(x) for x in np.quantile(found, (0.5, 0.99, 1.0)))
+    quantiles = (float(x) for x in np.quantile(found, (0.5, 0.99, 1.0), method="lower"))
     return Row(body, engine, kind, what, len(found), *quantiles, about)
 
 
