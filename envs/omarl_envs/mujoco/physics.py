@@ -101,7 +101,7 @@ def euler(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any
     return q + h * v, v, a
 
 
-def _moved(model: Model, q: Any, v: Any, h: float) -> Any:
+def _moved(model: Model, q: Any, v: Any, h: Any) -> Any:
     """Coordinates (Q, B) after h seconds at velocities v (V, B)."""
     if model.root.joints[0].kind != "free":
         return q + h * v
@@ -129,19 +129,18 @@ def _quaternion_turned(quaternion: Any, rotation: Any) -> Any:
 def runge_kutta(model: Model, engine: Engine, q: Any, v: Any, control: Any, guess: Any, iterations: int) -> tuple:
     """One step of the classical Runge-Kutta method, explicit in everything."""
     h = model.timestep
+    parts_of_step = jnp.array([0.0, 0.5, 0.5, 1.0], v.dtype) * h
+    weights = jnp.array([1.0, 2.0, 2.0, 1.0], v.dtype) / 6.0
 
-    def slope(q: Any, v: Any, guess: Any) -> Any:
-        return acceleration(model, engine, q, v, control, guess, iterations)[0]
+    def stage(k: Any, values: tuple) -> tuple:  # a loop, so that the acceleration is compiled once
+        speed, slope, mean_speed, mean_slope = values
+        at, speed = _moved(model, q, speed, parts_of_step[k]), v + parts_of_step[k] * slope
+        slope = acceleration(model, engine, at, speed, control, slope, iterations)[0]
+        return speed, slope, mean_speed + weights[k] * speed, mean_slope + weights[k] * slope
 
-    speed, slopes, mean, speeds = v, guess, 0.0, 0.0
-    stages = ((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))
-    at = q
-    for part, weight in stages:
-        if part:
-            at, speed = _moved(model, q, speed, part * h), v + part * h * slopes
-        slopes = slope(at, speed, slopes)
-        mean, speeds = mean + weight / 6.0 * slopes, speeds + weight / 6.0 * speed
-    return _moved(model, q, speeds, h), v + h * mean, slopes
+    start = (v, guess, jnp.zeros_like(v), jnp.zeros_like(v))
+    _, last, mean_speed, mean_slope = jax.lax.fori_loop(0, 4, stage, start)
+    return _moved(model, q, mean_speed, h), v + h * mean_slope, last
 
 
 ITERATIONS = 6
