@@ -256,8 +256,10 @@ Kind = Literal["piece", "step", "step, default solver", "ten steps", "step in fl
 
 
 class Row(NamedTuple):
-    """A line of the table: a measurement of a body and engine, the quantiles of its errors, and the worst state.
+    """A line of the table: a measurement of a body and engine.
 
+    Errors are those that 50, 99 and 100 % of the states do not exceed. In float32 a constraint may begin a stage too
+    early or too late, wherever the judge itself jumps if coordinates move by 1e-8; so the largest error means little.
     Measurements are in float64 and with `EXACT` Newton steps unless they say otherwise; `piece` compares an array.
     """
 
@@ -278,7 +280,7 @@ def row(body: str, engine: Engine, kind: Kind, states: dict[str, Array], found: 
     names = list(judge.policies(body, np.random.default_rng(0)))
     about = f"state {worst}: {names[states['policy'][worst]]}, step {states['step'][worst]}"
     about += ", after an end" if states["ended"][worst] else ""
-    quantiles = (float(x) for x in np.quantile(found, (0.5, 0.99, 1.0)))
+    quantiles = (float(x) for x in np.quantile(found, (0.5, 0.99, 1.0), method="lower"))
     return Row(body, engine, kind, what, len(found), *quantiles, about)
 
 
