@@ -163,7 +163,9 @@ def collisions(model: Model, engine: Engine, at: Pose) -> list[Collision]:
         constant = constants(model, engine)
         inverse = (constant.root[0] if inner < 0 else constant.limbs[inner, 0]) + constant.limbs[outer, 0]
         row = soft_row(distance, model.contact_margin(engine), model.contact, model.timestep, inverse)
-        out.append(Collision(jnp.where(between, dot(at.axes[1], direction).value, 0.0), row))
+        # Where axes cross, MuJoCo pushes across the plane, which moves nothing.
+        moves = between & (length > 1e-6)
+        out.append(Collision(jnp.where(moves, dot(at.axes[1], direction).value, 0.0), row))
     return out
 
 
