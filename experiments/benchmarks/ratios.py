@@ -236,9 +236,10 @@ def mujoco_steps(seconds: float, repeats: int) -> dict[str, Any]:
     for task in robots:
         ours[task] = measuring.evaluation(make_env(f"mujoco/{task}"), ROBOTS_A_DEVICE)
         start = time.perf_counter()
-        steps = ours[task](0)
-        compile_seconds[task] = time.perf_counter() - start
-        console.print(f"mujoco/{task}: {compile_seconds[task]:.0f} s to compile and to play {steps:,.0f} steps")
+        ours[task](0)
+        compiled = time.perf_counter()
+        ours[task](1)
+        compile_seconds[task] = compiled - start - (time.perf_counter() - compiled)
     judges = measuring.gymnasium_steps(robots)
     best: dict[str, float] = {}
     for _ in range(repeats):

@@ -102,7 +102,8 @@ class Model:
         density: kg / m³.
         total_mass: to which masses are scaled, or None.
         floor_friction: of the floor; the larger of two frictions counts.
-        collisions: pairs of bodies, the inner one first, whose capsules collide in the x-z plane without friction.
+        collisions: pairs of bodies, the inner one first, whose capsules collide in the x-z plane without
+            friction; of robots with one limb.
     """
 
     name: str

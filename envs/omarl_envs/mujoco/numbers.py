@@ -72,12 +72,6 @@ class Number:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, other: Any) -> Number:
-        other = number(other)
-        if self.all_are(0.0):
-            return ZERO
-        return Number(self.value / other.value if self.known and other.known else _arrays(jnp.divide, self, other))
-
 
 def number(x: Any) -> Number:
     """x as a Number."""
@@ -92,7 +86,7 @@ def _arrays(operation: Any, a: Number, b: Number) -> jax.Array:
     return result
 
 
-ZERO, ONE = Number(0.0), Number(1.0)
+ZERO = Number(0.0)
 
 
 def vector(xs: Any) -> Vector:
