@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from omarl_envs.base import MultiAgentEnv, Observation
+from omarl_envs.base import Journeys, MultiAgentEnv, Observation
 
 from omarl_jax.data.dataset import EpisodeStore, concatenate
 from omarl_jax.networks import without_padding
@@ -21,6 +21,8 @@ from omarl_jax.types import Act, TaskSpec, View
 BYTES_AT_ONCE = 2**28
 """Device memory for what one group of episodes keeps: 256 MiB hold 30,000 episodes of 25 steps in particle/spread,
 which fill any device, and a few hundred of 1,000 steps. The activations of the policies come on top."""
+
+_JOURNEY = 10_000  # steps of a trajectory without resets
 
 
 class Trajectory(NamedTuple):
@@ -202,6 +204,88 @@ def collect(
         of_episodes = jax.random.split(key, episodes)
         groups = [group(of_episodes, start) for start in range(0, episodes, size)]
         yield jax.tree.map(lambda *xs: concatenate(xs), *groups)
+
+
+def travel(
+    env: MultiAgentEnv, journeys: Journeys, keys: Iterable[chex.PRNGKey], size: int
+) -> Iterator[tuple[EpisodeStore, dict[str, np.ndarray]]]:
+    """Trajectories without resets, a dataset for each key, each stretch to a target stored as a truncated episode.
+
+    Args:
+        env: a task that does not end by itself, whose state is all observations.
+        journeys: the team.
+        keys: randomness of each dataset.
+        size: steps of each, in trajectories of at most `_JOURNEY` that are made side by side.
+
+    Yields:
+        for each key the rows; and `return`, (1,): what an episode earns at the mean reward of these rows.
+    """
+    n = -(-size // _JOURNEY)
+    length = -(-size // n)
+
+    def one(key: chex.PRNGKey) -> tuple[_Step, chex.Array, Observation]:
+        reset_key, start_key, key = jax.random.split(key, 3)
+        env_state, timestep = env.reset(reset_key)
+
+        def step(loop: tuple, t: chex.Array) -> tuple[tuple, tuple[_Step, chex.Array]]:
+            env_state, view, memory = loop
+            actions, memory = journeys.act(view.agents_view, memory, jax.random.fold_in(key, t))
+            seen, ends = journeys.note(memory)
+            env_state, timestep = env.step(env_state, actions)
+            rewards = timestep.reward if journeys.reward is None else journeys.reward(seen)
+            before = (view._replace(agents_view=seen, state=None), None)
+            kept = _Step(before, actions, rewards, timestep.discount == 0.0, jnp.bool_(True)), ends
+            return (env_state, timestep.observation, memory), kept
+
+        start = (env_state, timestep.observation, journeys.start(start_key))
+        (_, last, _), (steps, ends) = jax.lax.scan(step, start, jnp.arange(length))
+        return steps, ends.at[-1].set(True), last._replace(state=None)
+
+    many = jax.jit(jax.vmap(one))
+    for key in keys:
+        rows = _stretches(jax.tree.map(np.asarray, many(jax.random.split(key, n))), journeys.reward is not None)
+        earned = rows.rewards[~rows.closing].mean() * env.task_spec.episode_length
+        yield rows, {"return": np.array([earned])}
+
+
+def _stretches(played: tuple[_Step, np.ndarray, Observation], last_is_none: bool) -> EpisodeStore:
+    """(E, T, …) steps, whether each ends a stretch, and the last observations (E, …) -> rows.
+
+    The final-observation row of a stretch is added; or is its last step, where that is no transition.
+    """
+    steps, ends, last = played
+    of = np.repeat(np.arange(ends.size), 1 if last_is_none else 1 + ends.reshape(-1))
+    closing = np.append(of[1:] == of[:-1], False)[np.maximum(np.arange(len(of)) - 1, 0)]
+    if last_is_none:
+        closing = ends.reshape(-1)
+        alone = closing & np.append(True, closing[:-1])
+        of, closing = of[~alone], closing[~alone]
+    ending = np.append(closing[1:], False) & ~closing
+
+    def flat(x: np.ndarray) -> np.ndarray:  # (E, T, …) -> (M, …), zero in final-observation rows
+        x = x.reshape(-1, *x.shape[2:])[of]
+        x[closing] = 0
+        return x
+
+    def seen(x: np.ndarray | None, last: np.ndarray | None) -> np.ndarray | None:
+        if x is None or last is None:
+            return None
+        here = x.reshape(-1, *x.shape[2:])
+        if last_is_none:
+            return here[of]
+        after = np.concatenate([x[:, 1:], last[:, None]], axis=1).reshape(here.shape)
+        return np.where(closing.reshape(-1, *[1] * (here.ndim - 1)), after[of], here[of])
+
+    view = steps.before[0]
+    return EpisodeStore(
+        obs=seen(view.agents_view, last.agents_view),
+        actions=flat(steps.actions),
+        rewards=flat(steps.rewards),
+        terminal=flat(steps.terminal),
+        truncated=ending,
+        closing=closing,
+        action_mask=seen(view.action_mask, last.action_mask),
+    )
 
 
 def _episode(

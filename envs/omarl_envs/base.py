@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from omarl_envs.spec import ScoreReference, TaskSpec
 
-__all__ = ["Behaviour", "MultiAgentEnv", "Observation", "TimeStep"]
+__all__ = ["Behaviour", "Journeys", "MultiAgentEnv", "Observation", "TimeStep"]
 
 # In a notebook jumanji would choose another backend of matplotlib, and fail if the package ipympl is missing. The tqdm
 # that it imports would warn if ipywidgets is.
@@ -43,17 +43,38 @@ class Observation(NamedTuple):
 
 
 class Behaviour(NamedTuple):
-    """A team that a task knows in closed form, for data by recipe.
+    """A team that a task knows without learning, for data by recipe.
 
     Attributes:
-        act: (obs (N, O), key) -> actions, as `action_spec` has them.
+        act: (obs (N, O), memory, key) -> actions, as `action_spec` has them, and memory.
         words: what it does, with its constants: datasets are told apart by it.
-        mean_return: the expected return.
+        mean_return: the expected return; None where it is not known in closed form.
+        memory: at the start of an episode.
     """
 
-    act: Callable[[chex.Array, chex.PRNGKey], chex.Array]
+    act: Callable[[chex.Array, Any, chex.PRNGKey], tuple[chex.Array, Any]]
     words: str
-    mean_return: float
+    mean_return: float | None = None
+    memory: Any = ()
+
+
+class Journeys(NamedTuple):
+    """A team that sets itself one target after the other, for data in one piece: without resets or a time limit.
+
+    Attributes:
+        act: (obs (N, O), memory, key) -> actions, as `action_spec` has them, and memory.
+        words: what it does, with its constants: datasets are told apart by it.
+        start: key -> memory.
+        note: memory after a step -> what that step saw, (N, O), and whether it is the last one to its target, ().
+        reward: None if the data have the rewards of the task, for each step. Otherwise they have obs (N, O) -> rewards
+            (N,), of what a step saw, and the last step to a target is no transition.
+    """
+
+    act: Callable[[chex.Array, Any, chex.PRNGKey], tuple[chex.Array, Any]]
+    words: str
+    start: Callable[[chex.PRNGKey], Any]
+    note: Callable[[Any], tuple[chex.Array, chex.Array]]
+    reward: Callable[[chex.Array], chex.Array] | None = None
 
 
 State = TypeVar("State")
@@ -69,7 +90,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
     Attributes:
         task_spec: the sizes of the task.
         reference: the returns that scores are normalised with, or None where there are none.
-        behaviours: teams that the task knows in closed form, by the quality of their data; most tasks have none.
+        behaviours: teams that the task knows without learning, by the quality of their data; most tasks have none.
         options: constructor arguments that `make` was given.
         time_limit_is_terminal: report the time limit as a termination (discount 0), as some published code does.
         dt: seconds of a step where films should run in real time, otherwise None.
@@ -77,7 +98,7 @@ class MultiAgentEnv(Environment[Any, specs.Array, Observation], Generic[State]):
 
     task_spec: TaskSpec
     reference: ScoreReference | None = None
-    behaviours: Mapping[str, Behaviour] = MappingProxyType({})
+    behaviours: Mapping[str, Behaviour | Journeys] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
     time_limit_is_terminal: bool = False
     dt: float | None = None

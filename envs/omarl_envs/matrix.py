@@ -3,7 +3,7 @@ agent matters more than the others."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -220,12 +220,12 @@ class LeverGame(MultiAgentEnv[LeverState]):
     def _behaviour(self, follow: float, spread: float) -> Behaviour:
         """Levers at about `follow` of the cue."""
 
-        def act(obs: chex.Array, key: chex.PRNGKey) -> chex.Array:
+        def act(obs: chex.Array, memory: Any, key: chex.PRNGKey) -> tuple[chex.Array, Any]:
             center = follow * obs[:, :1]  # (N, 1)
             if self.places.size:
-                return jax.random.categorical(key, -jnp.square((self.places - center) / spread) / 2)
+                return jax.random.categorical(key, -jnp.square((self.places - center) / spread) / 2), memory
             low, high = (-1.0 - center) / spread, (1.0 - center) / spread
-            return center + spread * jax.random.truncated_normal(key, low, high)
+            return center + spread * jax.random.truncated_normal(key, low, high), memory
 
         places = self.places if self.places.size else (np.arange(400) + 0.5) / 200 - 1.0  # midpoints, to integrate over
         density = np.exp(-np.square((places - follow * places[:, None]) / spread) / 2)  # (cues, places)

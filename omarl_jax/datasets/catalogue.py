@@ -2,7 +2,7 @@
 
 Every dataset is made in memory, from rollouts in seconds. Continuous tasks have snapshots of behaviour policies (see
 `behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`). A task that
-knows its `behaviours` in closed form has their data instead.
+knows `behaviours` has their data instead; those of `waypoints` are stretches of a trajectory without resets.
 
 `medium` and `expert` are played by one snapshot each, with the noise that it explored with. `medium-replay` is played
 by a series of snapshots, a whole episode each, which approximates a replay buffer. The series ends at the medium
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import omarl_envs
-from omarl_envs.base import Behaviour, MultiAgentEnv
+from omarl_envs.base import Behaviour, Journeys, MultiAgentEnv
 
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset, EpisodeStore
@@ -34,12 +34,12 @@ from omarl_jax.datasets import replay
 from omarl_jax.errors import UserError, seeds_of, unknown, whole
 from omarl_jax.export import SavedPolicy, load_policy
 from omarl_jax.files import read_arrays
-from omarl_jax.rollout import collect, uniform_act
+from omarl_jax.rollout import collect, travel, uniform_act
 from omarl_jax.tasks import make_env, reference_metadata
 from omarl_jax.types import Act, View
 
 _FROM_SNAPSHOTS = ("medium-replay", "medium", "expert")
-QUALITIES = ("random", *_FROM_SNAPSHOTS, *replay.SLICES)
+QUALITIES = ("random", *_FROM_SNAPSHOTS, *replay.SLICES, "waypoints", "waypoints-d4rl")
 
 _DEFAULT_SIZE = 1_000_000
 _SIZES = {
@@ -161,10 +161,16 @@ def _rollouts(
     env: MultiAgentEnv, quality: str, seeds: Sequence[int], size: int
 ) -> Iterator[tuple[EpisodeStore, dict[str, np.ndarray], str]]:
     """For each seed: rows, totals of the task's quantities in each episode, and a name of the behaviour."""
+    keys = (jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality)) for seed in seeds)
+    if isinstance(team := env.behaviours.get(quality), Journeys):
+        words = f"{team.words}; its return is what an episode earns at the mean reward"
+        for rows, totals in travel(env, team, keys, size):
+            yield rows, totals, words
+        return
     if quality == "random":
         functions, policies, behaviour = (uniform_act(env.task_spec), ()), None, "uniform actions"
-    elif quality in env.behaviours:
-        functions, policies, behaviour = (_act(env.behaviours[quality]), ()), None, env.behaviours[quality].words
+    elif team is not None:
+        functions, policies, behaviour = (_act(team), team.memory), None, team.words
     else:
         snapshots = behaviour_snapshots(env, quality)
         chosen = np.array(snapshots.metadata["recipe"][quality])
@@ -173,7 +179,6 @@ def _rollouts(
         behaviour = f"{snapshots.algorithm} after {trained} updates, with exploration noise"
         if not _at_home(env, quality):
             behaviour += ", trained on another form of the task"
-    keys = (jax.random.fold_in(jax.random.key(seed), QUALITIES.index(quality)) for seed in seeds)
     episodes = -(-size // env.task_spec.episode_length)
     for rows, totals in collect(env, *functions, policies, keys, episodes):
         yield rows, totals, behaviour
@@ -181,7 +186,7 @@ def _rollouts(
 
 def _act(behaviour: Behaviour) -> Act:
     def act(policy: Any, view: View, carry: Any, key: Any, explore: bool = False) -> tuple[Any, Any]:
-        return behaviour.act(view.obs, key), carry
+        return behaviour.act(view.obs, carry, key)
 
     return act
 
@@ -208,8 +213,8 @@ def catalogue() -> list[Entry]:
             score = None
             if env.reference is not None and quality == "random":
                 score = 0.0
-            elif env.reference is not None and quality in env.behaviours:
-                score = float(env.reference.normalise(env.behaviours[quality].mean_return))
+            elif env.reference is not None and (mean := getattr(env.behaviours.get(quality), "mean_return", None)):
+                score = float(env.reference.normalise(mean))
             elif env.reference is not None and saved is not None:
                 returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
                 score = float(env.reference.normalise(np.mean(returns)))
