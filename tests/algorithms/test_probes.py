@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs.spec import TaskSpec
-from problems import CONTINUOUS, DISCRETE, DISCRETE_SPEC, METHODS, SPEC, A, N, O, jit, make
+from problems import CONTINUOUS, DISCRETE, DISCRETE_SPEC, METHODS, SPEC, A, O, jit, make
 
 from omarl_jax.types import Algorithm, Context, Needs, Stats, Transition, View
 
 GAMMA, ROWS, UPDATES = 0.5, 512, 400
 SIGNS = np.array([[1, -1], [-1, 1]])  # (N, A)
+ALONE, DISCRETE_ALONE = (dataclasses.replace(spec, n_agents=1, state_dim=O) for spec in (SPEC, DISCRETE_SPEC))
 HYPERPARAMETERS = {
     "gamma": GAMMA,
     "lr": 0.01,
@@ -47,14 +48,14 @@ def best(spec: TaskSpec, obs: np.ndarray) -> np.ndarray:
     would hide from a critic how far the policy's are from them.
     """
     if spec.kind == "discrete":
-        return np.digitize(obs[..., 0] * SIGNS[:, 0], [-1 / 3, 1 / 3]).astype(np.int32)
-    return obs[..., :A] * SIGNS
+        return np.digitize(obs[..., 0] * SIGNS[: spec.n_agents, 0], [-1 / 3, 1 / 3]).astype(np.int32)
+    return obs[..., :A] * SIGNS[: spec.n_agents]
 
 
 def problems(spec: TaskSpec) -> dict[str, Transition]:
     """(ROWS, …) transitions of each problem."""
     rng = np.random.default_rng(0)
-    discrete = spec.kind == "discrete"
+    discrete, N = spec.kind == "discrete", spec.n_agents  # noqa: N806
     no, yes = np.zeros((ROWS, N), bool), np.ones((ROWS, N), bool)
 
     def uniform() -> np.ndarray:
@@ -100,7 +101,7 @@ def problems(spec: TaskSpec) -> dict[str, Transition]:
 
 def completed(spec: TaskSpec, columns: dict[str, Any]) -> Transition:
     """Transitions with every field that a method can ask for."""
-    mask = np.ones((ROWS, N, spec.action_dim), bool) if spec.kind == "discrete" else None
+    mask = np.ones((ROWS, spec.n_agents, spec.action_dim), bool) if spec.kind == "discrete" else None
     columns = columns | {
         "state": columns["obs"].reshape(ROWS, -1),
         "next_state": columns["next_obs"].reshape(ROWS, -1),
@@ -142,15 +143,17 @@ class Learned:
         return self.values[list(DATA[SPEC]).index(problem)]
 
 
-DATA = {spec: problems(spec) for spec in (SPEC, DISCRETE_SPEC)}
+DATA = {spec: problems(spec) for spec in (SPEC, DISCRETE_SPEC, ALONE, DISCRETE_ALONE)}
 
 
 def setups(name: str, spec: TaskSpec) -> list[Any]:
-    """A method as it is; with memory, and with other critics and normalisation, if no variant has them already."""
+    """A method as it is, and with one agent; with memory, and with other critics and normalisation, if no variant has
+    them already."""
     method, label = METHODS[name], f"{name}-{spec.kind}"
     config = method.config
     related = [one for one in METHODS.values() if issubclass(one.config, config) or issubclass(config, one.config)]
-    found = [pytest.param(name, spec, {}, id=label)]
+    alone = ALONE if spec == SPEC else DISCRETE_ALONE
+    found = [pytest.param(name, spec, {}, id=label), pytest.param(name, alone, {}, id=f"{label}-alone")]
     if hasattr(config, "memory"):
         found.append(pytest.param(name, spec, {"memory": 16}, id=f"{label}-memory"))
     if hasattr(config, "centralised") and len(related) == 1:

@@ -130,7 +130,7 @@ def _play(env: MultiAgentEnv, act: Callable[[Any, Any], Any], games: int) -> tup
 
         def move(now: Any, key: Any) -> Any:
             state, obs = now
-            after, timestep = env.step(state, act(obs, key))
+            after, timestep = env.step(state, act(obs, (), key)[0])
             return (after, timestep.observation.agents_view), (state.cue, after.levers, timestep.reward.mean())
 
         state, timestep = env.reset(reset_key)
@@ -185,7 +185,7 @@ def test_a_game_of_levers_shows_new_cues_and_ends_after_its_last_move(name: str)
     np.testing.assert_array_equal(timestep.discount, np.zeros(3))  # an end, not a cut
     cut = make(name, length=1, time_limit_is_terminal=False)
     np.testing.assert_array_equal(cut.step(cut.reset(jax.random.key(0))[0], actions)[1].discount, np.ones(3))
-    cues = _play(env, lambda obs, key: actions, 10_000)[0]
+    cues = _play(env, lambda obs, memory, key: (actions, memory), 10_000)[0]
     assert abs(np.corrcoef(cues.T) - np.eye(3)).max() < 0.04
     if name == "matrix/lever":
         np.testing.assert_array_equal(np.unique(cues), PLACES)

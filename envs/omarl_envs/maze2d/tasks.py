@@ -74,6 +74,7 @@ class Maze2d(MultiAgentEnv[State]):
         goal: row and column of the goal; by default where the maze has a G.
         discrete: whether actions are one of nine.
         engine: the MuJoCo whose contacts the walls have: `2.0`, of published data, or `current`.
+        time_limit_is_terminal: report the time limit as a termination.
 
     Raises:
         ValueError: if the maze or the goal is none, or the reward or the engine is not one of these.
@@ -90,6 +91,7 @@ class Maze2d(MultiAgentEnv[State]):
         goal: Sequence[int] | None = None,
         discrete: bool = False,
         engine: Engine = "2.0",
+        time_limit_is_terminal: bool = False,
     ):
         for option, value, known in (("reward", reward, ("sparse", "dense")), ("engine", str(engine), get_args(Engine))):
             if value not in known:
@@ -99,6 +101,7 @@ class Maze2d(MultiAgentEnv[State]):
         if goal is not None and np.shape(goal) != (2,):
             raise ValueError(f"goal of 'maze2d/{name}' must be a row and a column, not {goal!r}.")
         self.reward, self.discrete, self.engine = reward, discrete, cast(Engine, str(engine))
+        self.time_limit_is_terminal = time_limit_is_terminal
         self.maze = mazes.parse(maze, None if goal is None else (goal[0], goal[1]))
         self._near = physics.neighbours(self.maze.walls)
         self.task_spec = TaskSpec(
