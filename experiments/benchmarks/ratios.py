@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import measuring
+import mujoco_maze
 import naive_env
 import naive_uav
 import numpy_particle
@@ -70,6 +71,7 @@ def measure(out: pathlib.Path, seconds: float, repeats: int, seeds: tuple[int, .
         )
     results |= {"environments": environment_steps(seconds, repeats), "uav": uav_steps(seconds, repeats)}
     results["mujoco"] = mujoco_steps(seconds, repeats)
+    results["maze2d"] = maze2d_steps(seconds, repeats)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=2))
     console.print(f"written to {out}")
@@ -255,6 +257,27 @@ def mujoco_steps(seconds: float, repeats: int) -> dict[str, Any]:
         table.add_row(task, f"{best[task]:,.0f}", f"{best[task] / judge:.2f}" if judge else "")
     console.print(table)
     return {"steps_per_second": best, "compile_seconds": compile_seconds}
+
+
+def maze2d_steps(seconds: float, repeats: int) -> dict[str, float]:
+    """Steps a second of 1,024 balls in the large maze with random actions, all that they show consumed, beside C."""
+    env = make_env("maze2d/large")
+    play = measuring.episodes(env, N_ENVS, count=1)
+    play(0)
+    name = "C MuJoCo, one core"
+    best = {"omarl_jax": 0.0, name: 0.0}
+    for _ in range(repeats):
+        steps = env.task_spec.episode_length * N_ENVS * rate(lambda: play(1), seconds)
+        best["omarl_jax"] = max(best["omarl_jax"], steps)
+        try:
+            best[name] = max(best[name], mujoco_maze.steps_per_second(env.maze, seconds))  # type: ignore[attr-defined]
+        except ImportError:
+            best.pop(name, None)
+    table = Table("maze2d steps/s", "steps/s", "x C, one core", box=None, header_style="bold")
+    for row, steps in best.items():
+        table.add_row(row, f"{steps:,.0f}", f"{steps / best[name]:.1f}" if name in best else "")
+    console.print(table)
+    return best
 
 
 def _baselines() -> dict[str, Baseline]:

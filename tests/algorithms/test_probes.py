@@ -55,7 +55,7 @@ def best(spec: TaskSpec, obs: np.ndarray) -> np.ndarray:
 def problems(spec: TaskSpec) -> dict[str, Transition]:
     """(ROWS, …) transitions of each problem."""
     rng = np.random.default_rng(0)
-    discrete, N = spec.kind == "discrete", spec.n_agents  # noqa: N806
+    discrete, N = spec.kind == "discrete", spec.n_agents
     no, yes = np.zeros((ROWS, N), bool), np.ones((ROWS, N), bool)
 
     def uniform() -> np.ndarray:

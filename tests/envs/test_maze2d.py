@@ -1,6 +1,8 @@
 """maze2d against C MuJoCo, Gymnasium-Robotics, and the planner of its data written once more."""
 
 import functools
+import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -14,6 +16,10 @@ from omarl_envs.maze2d.tasks import DIRECTIONS, Maze2d, State
 from omarl_envs.mujoco.models import Engine
 
 from omarl_jax.datasets.catalogue import load_dataset
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"))
+
+import mujoco_maze
 
 LARGE = mazes.parse(mazes.TEXTS["large"])
 MASS = 4.18879020
@@ -34,18 +40,8 @@ POINT_MAZE = {
 @functools.cache
 def judge(engine: Engine, maze: str = "large") -> mujoco.MjModel:
     """D4RL's model of a maze, written from its constants."""
-    walls = np.argwhere(mazes.parse(mazes.TEXTS[maze]).walls)
-    boxes = (f'<geom type="box" pos="{i + 1} {j + 1} 0" size=".5 .5 .2"/>' for i, j in walls)
-    axes = {"x": "1 0 0", "y": "0 1 0"}
-    joints = (f'<joint name="{name}" type="slide" axis="{axis}" damping="1"/>' for name, axis in axes.items())
-    motors = (f'<motor joint="{name}" gear="100" ctrllimited="true" ctrlrange="-1 1"/>' for name in axes)
-    model = mujoco.MjModel.from_xml_string(
-        f"""<mujoco><option timestep="0.01" gravity="0 0 0" iterations="100" tolerance="0"/>
-        <default><geom density="1000" margin="0.002" condim="1" contype="2" conaffinity="1"/></default>
-        <worldbody><geom type="plane" size="40 40 .25" pos="0 0 -.1" contype="1" conaffinity="0"/>{"".join(boxes)}
-        <body pos="1.2 1.2 0"><geom type="sphere" size="0.1" contype="1"/>{"".join(joints)}</body></worldbody>
-        <actuator>{"".join(motors)}</actuator></mujoco>"""
-    )
+    model = mujoco.MjModel.from_xml_string(mujoco_maze.xml(mazes.parse(mazes.TEXTS[maze])))
+    model.opt.iterations, model.opt.tolerance = 100, 0.0
     if engine == "2.0":  # the larger margin, and the mean over three axes
         model.geom_margin[:] = 0.001
         model.body_invweight0[1, 0] = 2.0 / (3.0 * model.body_mass[1])
@@ -101,7 +97,7 @@ def test_free_flight_is_that_of_point_maze() -> None:
     for t in range(60):
         state, timestep = step(state, jnp.array([PUSHES[t // 12]]))
         if t + 1 in POINT_MAZE:
-            expected = np.array(POINT_MAZE[t + 1]) + [2.0, 2.0, 0.0, 0.0]
+            expected = np.add(POINT_MAZE[t + 1], (2.0, 2.0, 0.0, 0.0))
             np.testing.assert_allclose(timestep.observation.agents_view[0], expected, atol=2e-6)
 
 

@@ -93,7 +93,8 @@ class Maze2d(MultiAgentEnv[State]):
         engine: Engine = "2.0",
         time_limit_is_terminal: bool = False,
     ):
-        for option, value, known in (("reward", reward, ("sparse", "dense")), ("engine", str(engine), get_args(Engine))):
+        choices = {"reward": (reward, ("sparse", "dense")), "engine": (str(engine), get_args(Engine))}
+        for option, (value, known) in choices.items():
             if value not in known:
                 raise ValueError(f"{option} of 'maze2d/{name}' must be {' or '.join(known)}, not {value!r}.")
         if not isinstance(maze, str):
@@ -114,12 +115,7 @@ class Maze2d(MultiAgentEnv[State]):
             episode_length=length,
             state_is_obs=True,
         )
-        usual = mazes.parse(mazes.TEXTS[name])
-        if length == _LENGTHS[name.removeprefix("eval-")] and self.maze.goal == usual.goal:
-            if np.array_equal(self.maze.walls, usual.walls):
-                random, expert = _RETURNS[name][("sparse", "dense").index(reward)]
-                source = f"D4RL's registration of maze2d-{name}{'-dense' if reward == 'dense' else ''}-v1"
-                self.reference = ScoreReference(random, expert, source, published=not discrete)
+        self.reference = self._reference(name)
         planner = Planner(self.maze)
         at_goal = planner.to(int(self.maze.goal[0]) * planner.width + int(self.maze.goal[1]))
         self.behaviours = {
@@ -128,6 +124,16 @@ class Maze2d(MultiAgentEnv[State]):
             "expert": Behaviour(partial(self._steer, planner), "the planner, to the goal", memory=at_goal),
         }
         super().__init__()
+
+    def _reference(self, name: str) -> ScoreReference | None:
+        """D4RL's reference returns, where the maze is D4RL's."""
+        usual = mazes.parse(mazes.TEXTS[name])
+        same = np.array_equal(self.maze.walls, usual.walls) and self.maze.goal == usual.goal
+        if not same or self.task_spec.episode_length != _LENGTHS[name.removeprefix("eval-")]:
+            return None
+        random, expert = _RETURNS[name][("sparse", "dense").index(self.reward)]
+        source = f"D4RL's registration of maze2d-{name}{'-dense' if self.reward == 'dense' else ''}-v1"
+        return ScoreReference(random, expert, source, published=not self.discrete)
 
     def reset(self, key: chex.PRNGKey) -> tuple[State, TimeStep[Observation]]:
         """Puts the ball into a random free cell."""
@@ -176,13 +182,18 @@ class Maze2d(MultiAgentEnv[State]):
 
         slips = ", by D4RL's script with its slips" if traveller.repeats else ""
         words = f"the planner, to one target after the other, noise σ = {NOISE:g}{slips}"
-        note = lambda journey: (journey.seen[None], journey.ends)  # noqa: E731
+
+        def note(journey: Journey) -> tuple[chex.Array, chex.Array]:
+            return journey.seen[None], journey.ends
+
         return Journeys(act, words, traveller.start, note, reward if traveller.repeats else None)
 
     def render(self, state: State) -> np.ndarray:
         """The maze from above, its rows downwards: (H, W, 3) uint8."""
+        from omarl_envs import rendering
+
         picture = self._picture(f"step {int(state.step)}/{self.task_spec.episode_length}")
-        picture.mover(self._seen(state.position), self._turned(state.velocity), physics.RADIUS, "#4477AA")
+        picture.mover(self._seen(state.position), self._turned(state.velocity), physics.RADIUS, rendering.BLUE)
         return picture.image()
 
     def render_path(self, states: Sequence[State]) -> np.ndarray:

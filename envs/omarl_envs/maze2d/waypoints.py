@@ -37,10 +37,10 @@ class Plan(NamedTuple):
 class Planner:
     """A way by value iteration, and a controller with proportional and differential terms that follows it.
 
-    The controller accelerates with 10 (waypoint - place) - velocity and goes on to the next cell when it is within 0.1 m
-    of the waypoint. Waypoints are the whole numbers of their cells minus uniform numbers up to 0.2, except the last
-    one. The target is reached within 0.1 m of its cell's whole numbers. Each of the two also asks that the last step,
-    or the first way to the cell's whole numbers, was shorter than 0.1.
+    The controller pushes with 10 (waypoint - place) - velocity, and goes on to the next cell when it is within 0.1 m of
+    the waypoint. Waypoints are the whole numbers of their cells minus uniform numbers up to 0.2, except the last one.
+    The target is reached within 0.1 m of its cell's whole numbers. Both also ask that the ball has moved by less than
+    0.1 since the last step, or that it is that near to whole numbers in the first step of a plan.
 
     Source: D4RL's `WaypointController`. Waypoints are drawn when they are needed, not all at first.
     """
