@@ -159,30 +159,55 @@ def test_the_tables_of_omiga_are_those_of_the_results() -> None:
     assert len(lines) == 3
 
 
+def scores_of(rows: list[dict[str, str]], task: str, dataset: str, algorithm: str, d_tot: float | None = None) -> str:
+    """A cell: mean and standard deviation of a method, in a scan of d_tot with this one."""
+    wanted = (task, dataset, algorithm)
+    of = [row for row in rows if (row["task"], row["dataset"], row["algorithm"]) == wanted]
+    if len(of) > 1:
+        of = [row for row in of if json.loads(row["hyperparameters"])["d_tot"] == d_tot]
+    (row,) = of
+    return f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
+
+
+def test_the_tables_of_omcda_on_spread_are_those_of_the_results() -> None:
+    rows, task = results("omcda_spread"), "particle/spread"
+    names = ["omcda", "omcda_wo_cda", "omcda_rd_once", "omcda_wo_dq"]
+    scan = [0.1, 0.3, 1.2, 3.0, 10.0]
+    expected = [[f"{d:g}", *(scores_of(rows, task, "medium", name, d) for name in names)] for d in scan]
+    assert table(RESULTS, "| d_tot, spread |") == expected
+    lines = table(RESULTS, "| spread | score of the data | `bc` |")
+    assert [line[0] for line in lines] == ["random", "medium-replay", "medium", "expert"]
+    for dataset, mean, *scores in lines:
+        assert scores == [scores_of(rows, task, dataset, name, 1.2) for name in ("bc", "omiga", "omcda")]
+        data = next(row["data_mean"] for row in rows if (row["task"], row["dataset"]) == (task, dataset))
+        assert mean == f"{float(data):.1f}"
+    assert f"OMAR has {scores_of(rows, task, 'medium', 'omar')} on the medium data" in RESULTS.read_text()
+    uav = {row["algorithm"]: (float(row["mean"]), float(row["sd"])) for row in rows if row["task"] == "uav/iot"}
+    for name, text in {
+        "omcda": "-2,088 ± 853",
+        "omiga": "-1,840 ± 1,249",
+        "bc": "-991 ± 63",
+        "ciqr": "-936 ± 134",
+    }.items():
+        assert text == f"{uav[name][0]:,.0f} ± {uav[name][1]:,.0f}"
+        assert text in RESULTS.read_text()
+
+
 def test_the_tables_of_levers_are_those_of_the_results() -> None:
     rows = results("omcda_lever")
-
-    def cell(task: str, dataset: str, algorithm: str, d_tot: float | None = None) -> str:
-        wanted = (task, dataset, algorithm)
-        of = [row for row in rows if (row["task"], row["dataset"], row["algorithm"]) == wanted]
-        if len(of) > 1:  # a scan
-            of = [row for row in of if json.loads(row["hyperparameters"])["d_tot"] == d_tot]
-        (row,) = of
-        return f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
-
     names = ["omcda", "omcda_wo_cda", "omcda_rd_once", "omcda_wo_dq"]
     scans = {
         "discrete": ("matrix/lever", [0.1, 0.6, 1.8, 3.0, 10.0]),
         "continuous": ("matrix/lever-continuous", [0.1, 0.3, 1.2, 3.0, 10.0]),
     }
     for kind, (task, scan) in scans.items():
-        expected = [[f"{d:g}", *(cell(task, "medium", name, d) for name in names)] for d in scan]
+        expected = [[f"{d:g}", *(scores_of(rows, task, "medium", name, d) for name in names)] for d in scan]
         assert table(RESULTS, f"| d_tot, {kind} |") == expected
     lines = table(RESULTS, "| levers | data | score of the data |")
     assert len(lines) == 6
     for kind, dataset, mean, *scores in lines:
         task, scan = scans[kind]
-        assert scores == [cell(task, dataset, name, scan[2]) for name in ("bc", "omiga", *names[:3])]
+        assert scores == [scores_of(rows, task, dataset, name, scan[2]) for name in ("bc", "omiga", *names[:3])]
         data = next(row["data_mean"] for row in rows if (row["task"], row["dataset"]) == (task, dataset))
         assert mean == f"{float(data) + 0.0:.1f}"
 
