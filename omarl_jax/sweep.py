@@ -98,12 +98,7 @@ def sweep(
             evaluated otherwise than is asked for.
         Outdated: if this worker was stopped for so long that another one took over what it trained.
     """
-    require_writable(out / "runs" / "DONE")
-    for config in (out / "runs").glob("*/config.json"):
-        read_run_config(config.parent)
-    for run in grid.runs:
-        if (folder := RunFolder(out / "runs" / run.name)).done:
-            folder.require_settings(chunk_ends(run.updates, grid.evaluations), grid.episodes, grid.final_episodes)
+    require_resumable(grid, out)
     leases = Leases(out / "leases", _versions())
     failed: dict[str, str] = {}
     waiting = dict(enumerate(run_groups(grid.runs)))
@@ -116,6 +111,21 @@ def sweep(
             del waiting[number]
         if waiting:
             pause()
+    return still_failed(failed, out)
+
+
+def require_resumable(grid: Grid, out: pathlib.Path) -> None:
+    """Raises a `UserError` if a folder cannot be written, or has runs of another version or with other settings."""
+    require_writable(out / "runs" / "DONE")
+    for config in (out / "runs").glob("*/config.json"):
+        read_run_config(config.parent)
+    for run in grid.runs:
+        if (folder := RunFolder(out / "runs" / run.name)).done:
+            folder.require_settings(chunk_ends(run.updates, grid.evaluations), grid.episodes, grid.final_episodes)
+
+
+def still_failed(failed: dict[str, str], out: pathlib.Path) -> dict[str, str]:
+    """Without the runs that another worker has finished."""
     return {name: reason for name, reason in failed.items() if not RunFolder(out / "runs" / name).done}
 
 
