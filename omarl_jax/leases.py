@@ -197,11 +197,12 @@ def _is_dead(machine: str, process: str) -> bool:
         return False
     try:
         os.kill(int(process), 0)
+        state = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return True
-    except OSError:
-        pass
-    return False
+    except OSError:  # it is another user's
+        return False
+    return state == "Z"  # it has ended, and nobody has asked how
 
 
 def _machine() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import threading
 import time
@@ -136,14 +137,18 @@ def end_abruptly(folder):
         os._exit(1)
 
 
-def test_who_died_on_this_machine_is_not_waited_for(tmp_path):
+@pytest.mark.parametrize("asked", [True, False])  # in a container often nobody asks how a process has ended
+def test_who_died_on_this_machine_is_not_waited_for(tmp_path, asked):
     """After a kill, a sweep that is started again goes on at once."""
     process = multiprocessing.get_context("spawn").Process(target=end_abruptly, args=[tmp_path])
     process.start()
-    process.join()
+    multiprocessing.connection.wait([process.sentinel])
+    if asked:
+        process.join()
     assert len(list((tmp_path / "workers").iterdir())) == 1
-    with Leases(tmp_path).claim(["a"]) as claim:
-        assert claim.numbers == {"a": 2}
+    assert taken(tmp_path, ["a"])
+    assert sorted(path.name for path in tmp_path.glob("a.*")) == ["a.1", "a.2"]
+    process.join()
 
 
 def test_who_died_on_another_machine_is_waited_for(tmp_path, short):

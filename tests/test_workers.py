@@ -17,6 +17,7 @@ import pytest
 import omarl_jax.sweep
 from omarl_jax import UserError, leases, on_ray, on_slurm
 from omarl_jax.checkpoint import Checkpoints
+from omarl_jax.cli import sweep as cli_sweep
 from omarl_jax.grid import make_grid, read_grid
 from omarl_jax.leases import Leases, Outdated
 from omarl_jax.sweep import run_groups
@@ -146,6 +147,7 @@ def test_a_worker_that_was_stopped_for_too_long_ends_with_a_sentence_and_writes_
     assert written(out) == after
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit_share_a_folder(grid, whole, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "omarl_jax", "sweep", str(grid), "--out", str(out)]
@@ -297,6 +299,19 @@ def test_a_ray_cluster_that_cannot_do_it_is_one_sentence(tmp_path, monkeypatch):
     on_ray._require_backend("cpu")
     with pytest.raises(UserError, match="was asked for 'cuda', and has: cpu"):
         on_ray._require_backend("cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 2}, "--workers is for --submitit"),
+        ({"workers": 2, "ray": "auto"}, "--workers is for --submitit"),
+        ({"ray": "auto", "submitit": ()}, "Give --ray or --submitit, not both"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_one_sentence(grid, options, message):
+    with pytest.raises(UserError, match=message):
+        cli_sweep.sweep(grid, **options)
 
 
 def test_what_another_worker_has_is_done_last_or_by_it(tmp_path, monkeypatch):

@@ -45,6 +45,8 @@ def sweep(
     """
     if deterministic:
         request_deterministic_operations()  # before the import, which starts the backend
+    if workers != 1 and submitit is None:
+        raise UserError("--workers is for --submitit; without it, start `omarl sweep` several times.")
     if ray is not None:
         if submitit is not None:
             raise UserError("Give --ray or --submitit, not both.")
@@ -53,8 +55,6 @@ def sweep(
 
     runs, out = read_grid(grid), out or _folder(grid)
     if submitit is None:
-        if workers != 1:
-            raise UserError("--workers is for --submitit; without it, start `omarl sweep` several times.")
         return train_grid(runs, out, wandb)
     from omarl_jax.on_slurm import submit
 
