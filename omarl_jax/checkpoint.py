@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -33,11 +34,18 @@ class Checkpoints:
     @staticmethod
     def any_in(folder: pathlib.Path) -> bool:
         """Whether a folder holds a checkpoint; it need not exist."""
-        return any(path.name.isdigit() for path in folder.glob("*"))
+        return Checkpoints.newest(folder) > 0
+
+    @staticmethod
+    def newest(folder: pathlib.Path) -> int:
+        """The updates of the newest checkpoint in a folder, 0 if there is none; it need not exist."""
+        return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
 
     def save(self, updates: int, tree: Any) -> None:
         """Saves a state after so many updates. If it crashes meanwhile, the previous checkpoint serves."""
         try:
+            for left in [*self.folder.glob(f"{updates}"), *self.folder.glob(f"{updates}.*")]:
+                shutil.rmtree(left)  # by a worker that was stopped in the middle of saving the same
             self._manager.save(updates, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
             saved = digests(self.folder / str(updates), self._files(updates))

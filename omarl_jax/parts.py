@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +25,7 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore, concat_datasets, sampl
 from omarl_jax.errors import UserError
 from omarl_jax.export import load_policy, save_policy
 from omarl_jax.files import short_hash
+from omarl_jax.leases import Leases
 from omarl_jax.training import Trainer, chunk_ends
 from omarl_jax.types import Part
 
@@ -110,19 +110,18 @@ def _trained(
     identity = short_hash(algorithms.part_identity(part, spec) | {"rule": [HELD_OUT, CHECKS, PATIENCE, _BATCHES]})
     hashes = {data: storage.content_hash(datasets[data])[:8] for data, _ in learners}
     files = {(data, seed): cache / f"{name}_{identity}_{hashes[data]}_seed{seed}.npz" for data, seed in learners}
-    with contextlib.ExitStack() as held:
-        cache.mkdir(parents=True, exist_ok=True)
-        for file in sorted(files.values()):  # another process that trains one of them is waited for
-            held.enter_context(filelock.FileLock(file.with_name(f".{file.name}.lock")))
-        if missing := [learner for learner in learners if not files[learner].exists()]:
-            folder = cache / short_hash({"files": [files[learner].name for learner in missing]})
-            made = _train(name, part, missing, datasets, folder / "checkpoints", report)
-            config = algorithms.find(part.algorithm).configure(spec, part.hyperparameters)
-            for learner, one in zip(missing, made, strict=True):
-                numbers = {"updates": one.updates, part.metric: one.metric}
-                save_policy(files[learner], part.algorithm, config, spec, one.policy, metadata | numbers)
-            shutil.rmtree(folder)
-        return {learner: load_policy(file).params for learner, file in files.items()}
+    if not all(file.exists() for file in files.values()):
+        with Leases(cache / "leases").wait(file.stem for file in files.values()) as claim:
+            if missing := [learner for learner in learners if not files[learner].exists()]:  # by another, meanwhile
+                folder = cache / short_hash({"files": [files[learner].name for learner in missing]})
+                made = _train(name, part, missing, datasets, folder / "checkpoints", report, claim.check)
+                claim.check()
+                config = algorithms.find(part.algorithm).configure(spec, part.hyperparameters)
+                for learner, one in zip(missing, made, strict=True):
+                    numbers = {"updates": one.updates, part.metric: one.metric}
+                    save_policy(files[learner], part.algorithm, config, spec, one.policy, metadata | numbers)
+                shutil.rmtree(folder)
+    return {learner: load_policy(file).params for learner, file in files.items()}
 
 
 def _train(
@@ -132,8 +131,12 @@ def _train(
     datasets: Sequence[Dataset],
     folder: Path | None,
     report: Callable[[str, int], None],
+    check: Callable[[], None] = lambda: None,
 ) -> list[Trained]:
-    """Trains a part with the datasets and seeds of `learners`, from its checkpoint if there is one in `folder`."""
+    """Trains a part with the datasets and seeds of `learners`, from its checkpoint if there is one in `folder`.
+
+    `check` raises before a checkpoint that another worker should write.
+    """
     method, spec, used = algorithms.find(part.algorithm), datasets[0].spec, sorted({data for data, _ in learners})
     config, seeds = method.configure(spec, part.hyperparameters), [seed for _, seed in learners]
     configs, data_of = [config] * len(learners), [used.index(data) for data, _ in learners]
@@ -170,6 +173,7 @@ def _train(
             }
             stale = np.where(better, 0, stale + 1).astype(np.int32)
             if checkpoints is not None:
+                check()
                 checkpoints.save(end, (trainer.runs, best, found, stale))
             report(name, end)
     chosen = zip(best, found["updates"], found["metric"], strict=True)

@@ -4,6 +4,8 @@ A *run group* is the runs that share one program: same method, static hyperparam
 updates. The order of its runs and their placement are written to `groups/<hash>/group.json` when it first starts, since
 another placement rounds differently; a group that was killed continues from its checkpoint with the same placement and
 ends with the same numbers.
+
+Several sweeps of one folder, on one machine or many, share its groups: each is claimed by one of them (see `leases`).
 """
 
 import contextlib
@@ -14,10 +16,9 @@ import json
 import math
 import pathlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import msgspec
 import numpy as np
@@ -33,6 +34,7 @@ from omarl_jax.datasets.catalogue import QUALITIES, load_datasets
 from omarl_jax.errors import UserError
 from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
+from omarl_jax.leases import Claim, Leases, Outdated, pause
 from omarl_jax.parts import train_parts
 from omarl_jax.placement import Placement
 from omarl_jax.runs import Run, RunFolder, environment_record
@@ -51,7 +53,8 @@ class Progress(NamedTuple):
         unit: `score` if the task has a reference to normalise with, else `return`.
         value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have, or if
             there was none.
-        part: the policy that is trained before the method, and how far it is; empty once that is done.
+        part: the policy that is trained before the method, and how far it is; or that another worker has the group;
+            otherwise empty.
     """
 
     updates: int
@@ -78,7 +81,7 @@ def sweep(
     report: Callable[[int, Progress], None] = lambda group, progress: None,
     wandb: str | None = None,
 ) -> dict[str, str]:
-    """Trains all runs of a grid that are not done yet.
+    """Trains all runs of a grid that are not done yet, and waits for those that other workers train.
 
     Args:
         grid: the runs.
@@ -91,31 +94,81 @@ def sweep(
         marked in its folder.
 
     Raises:
-        UserError: if the folder cannot be written, another version wrote its runs, or finished runs were evaluated
-            otherwise than is asked for.
+        UserError: if the folder cannot be written, another version wrote its runs or works there, or finished runs were
+            evaluated otherwise than is asked for.
+        Outdated: if this worker was stopped for so long that another one took over what it trained.
     """
+    require_resumable(grid, out)
+    leases = Leases(out / "leases", _versions())
+    failed: dict[str, str] = {}
+    waiting = dict(enumerate(run_groups(grid.runs)))
+    while waiting:
+        for number, group in list(waiting.items()):
+            if not _unfinished(group, out):
+                report(number, Progress(group[0].updates))
+            elif _train_free(group, grid, out, leases, failed, functools.partial(report, number), wandb):
+                continue
+            del waiting[number]
+        if waiting:
+            pause()
+    return still_failed(failed, out)
+
+
+def require_resumable(grid: Grid, out: pathlib.Path) -> None:
+    """Raises a `UserError` if a folder cannot be written, or has runs of another version or with other settings."""
     require_writable(out / "runs" / "DONE")
     for config in (out / "runs").glob("*/config.json"):
         read_run_config(config.parent)
     for run in grid.runs:
         if (folder := RunFolder(out / "runs" / run.name)).done:
             folder.require_settings(chunk_ends(run.updates, grid.evaluations), grid.episodes, grid.final_episodes)
-    failed: dict[str, str] = {}
-    for number, group in enumerate(run_groups(grid.runs)):
-        unfinished = _unfinished(group, out)
-        if not unfinished:
-            report(number, Progress(group[0].updates))
-        for runs in unfinished:
+
+
+def still_failed(failed: dict[str, str], out: pathlib.Path) -> dict[str, str]:
+    """Without the runs that another worker has finished."""
+    return {name: reason for name, reason in failed.items() if not RunFolder(out / "runs" / name).done}
+
+
+def _train_free(
+    group: Sequence[Run],
+    grid: Grid,
+    out: pathlib.Path,
+    leases: Leases,
+    failed: dict[str, str],
+    report: Callable[[Progress], None],
+    wandb: str | None,
+) -> bool:
+    """Trains what no other worker has of a group; adds to `failed`. Returns whether others have the rest."""
+    others = False
+    for runs in _unfinished(group, out):
+        if not failed.keys().isdisjoint(run.name for run in runs):
+            continue
+        with leases.claim(run.name for run in runs) as claim:
+            if claim is None or runs not in _unfinished(group, out):  # another worker was here meanwhile
+                others = True
+                report(Progress(Checkpoints.newest(_group_folder(runs, out) / "checkpoints"), part="another worker"))
+                continue
             try:
-                train_group(runs, grid, out, functools.partial(report, number), wandb)
+                train_group(runs, grid, out, claim, report, wandb)
+            except Outdated:
+                raise
             except UserError as error:
+                claim.check()  # an outdated worker stumbles over what the next one does
                 failed |= {run.name: str(error) for run in runs}
             except Exception as error:  # one failing program must not stop the others
+                claim.check()
                 file = _group_folder(runs, out) / "error.txt"
                 with contextlib.suppress(UserError), replacing(file) as partial:  # the disk may be what failed
                     partial.write(traceback.format_exc().encode())
                 failed |= {run.name: f"{type(error).__name__}: {error} (see '{file}')" for run in runs}
-    return failed
+    return others
+
+
+def _versions() -> str:
+    """What all workers on a folder must share."""
+    record = environment_record()
+    versions = record["versions"] | {"code": record["code"]}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if name != "python")
 
 
 def _unfinished(group: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
@@ -140,6 +193,7 @@ def train_group(
     runs: Sequence[Run],
     grid: Grid,
     out: pathlib.Path,
+    claim: Claim,
     report: Callable[[Progress], None] = lambda progress: None,
     wandb: str | None = None,
 ) -> None:
@@ -151,39 +205,13 @@ def train_group(
         runs: a run group.
         grid: how much to evaluate.
         out: as in `sweep`.
+        claim: on the names of the runs.
         report: receives progress.
         wandb: a Weights & Biases project to log to.
+
+    Raises:
+        Outdated: as in `sweep`.
     """
-    with _locked(out, [run.name for run in runs]):
-        if not all(RunFolder(out / "runs" / run.name).done for run in runs):  # by another process, meanwhile
-            _train_group(runs, grid, out, report, wandb)
-
-
-@contextlib.contextmanager
-def _locked(out: pathlib.Path, names: Sequence[str]) -> Iterator[None]:
-    """Keeps other processes away from some runs; a process that ends, however it does, lets go of them."""
-    folder = out / "locks"
-    with contextlib.ExitStack() as held:
-        for name in names:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(filelock.FileLock(folder / name, timeout=0))
-            except filelock.Timeout:
-                raise UserError(
-                    f"Another process trains these runs in '{out}': wait for it, or choose another folder."
-                ) from None
-            except OSError as error:
-                raise UserError(f"'{folder}' cannot be written: {error.strerror or error}.") from None
-        yield
-
-
-def _train_group(
-    runs: Sequence[Run],
-    grid: Grid,
-    out: pathlib.Path,
-    report: Callable[[Progress], None],
-    wandb: str | None,
-) -> None:
     first = runs[0]
     env = find_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
@@ -192,6 +220,7 @@ def _train_group(
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
     folder = _group_folder(runs, out)
+    claim.check()
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
     placement, origin = _start(folder, runs, settings, hashes, grid.side_by_side)
     method, configs, seeds = algorithms.find(first.algorithm), [run.config for run in runs], [run.seed for run in runs]
@@ -201,6 +230,7 @@ def _train_group(
 
     parts = train_parts(method, configs, seeds, datasets, data_of, out / "parts", of_part)
     trainer = Trainer(method, configs, seeds, datasets, data_of, env, placement, first.updates, parts)
+    claim.check()
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
         if (saved := checkpoints.restore(trainer.runs)) is not None:
@@ -211,16 +241,18 @@ def _train_group(
             run_folder = RunFolder(out / "runs" / run.name)
             if not run_folder.done:
                 run_folder.start(run, datasets[data], hashes[data])
-                outputs[i] = opened.enter_context(contextlib.closing(_Output(run, run_folder, trainer.updates, wandb)))
+                outputs[i] = opened.enter_context(
+                    contextlib.closing(_Output(run, run_folder, claim, trainer.updates, wandb))
+                )
         del datasets  # the trainer has them
-        _train(trainer, grid, first.updates, outputs, checkpoints, report, origin)
+        _train(trainer, grid, first.updates, outputs, checkpoints, claim, report, origin)
 
 
 class _Output:
-    """Where the numbers of one run go."""
+    """Where the numbers of one run go, as long as this worker has its claim."""
 
-    def __init__(self, run: Run, folder: RunFolder, updates: int, wandb: str | None):
-        self.run, self.folder = run, folder
+    def __init__(self, run: Run, folder: RunFolder, claim: Claim, updates: int, wandb: str | None):
+        self.run, self.folder, self._claim = run, folder, claim
         self._evaluations = folder.evaluations(until=updates)
         self._sinks: list[loggers.Logger] = [loggers.JsonLines(folder.path / "metrics.jsonl", updates)]
         if wandb is not None:
@@ -230,6 +262,7 @@ class _Output:
 
     def log(self, chunk: Chunk, i: int) -> None:
         """Writes a chunk of training, and the evaluation after it, of run i of its trainer."""
+        self._claim.check(self.run.name)
         metrics = {name: values[i].tolist() for name, values in chunk.metrics.items()}
         row: dict[str, Any] = {"updates": chunk.updates} | metrics | {"updates_per_second": chunk.updates_per_second}
         if chunk.returns is None:
@@ -252,6 +285,7 @@ class _Output:
             i: the number of the run there.
             record: what the numbers may depend on.
         """
+        self._claim.check(self.run.name)
         self.folder.write_evaluations(self._evaluations, final)
         diverged = int(trainer.diverged_at[i])
         outcome: dict[str, Any] = {"status": "finished"}
@@ -272,6 +306,7 @@ def _train(
     updates: int,
     outputs: dict[int, _Output],
     checkpoints: Checkpoints,
+    claim: Claim,
     report: Callable[[Progress], None],
     origin: dict[str, Any],
 ) -> None:
@@ -283,6 +318,7 @@ def _train(
         updates: of each run.
         outputs: of the runs that are to be written, by their number in the trainer.
         checkpoints: where to save.
+        claim: on the runs.
         report: receives progress after each chunk.
         origin: the environment in which they started, as `environment_record` has it; empty if it is this one.
     """
@@ -291,6 +327,7 @@ def _train(
     for chunk in fit(trainer, updates, grid.evaluations, grid.episodes):
         for i, output in outputs.items():
             output.log(chunk, i)
+        claim.check()
         checkpoints.save(trainer.updates, trainer.runs)
         rates.append(chunk.updates_per_second)
         finite = () if chunk.returns is None else chunk.returns[trainer.diverged_at < 0]
@@ -357,10 +394,13 @@ def _cached(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pat
     recipe = json.dumps([run.task, run.dataset, run.options, run.size, run.data_digest], default=str)
     name = f"{run.task.replace('/', '-')}_{run.dataset}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     folders = {seed: folder / f"{name}_seed{seed}" for seed in data_seeds}
-    if missing := [seed for seed in data_seeds if not folders[seed].exists()]:
-        made = load_datasets(run.task, run.dataset, missing, run.size, **dict(run.options))
-        for seed, dataset in zip(missing, made, strict=True):
-            storage.save(dataset, folders[seed])
+    if not all(path.exists() for path in folders.values()):
+        with Leases(folder / "leases").wait(path.name for path in folders.values()) as claim:
+            if missing := [seed for seed in data_seeds if not folders[seed].exists()]:  # by another worker, meanwhile
+                made = load_datasets(run.task, run.dataset, missing, run.size, **dict(run.options))
+                claim.check()
+                for seed, dataset in zip(missing, made, strict=True):
+                    storage.save(dataset, folders[seed])
     return [storage.load(folders[seed], env.task_spec) for seed in data_seeds]
 
 

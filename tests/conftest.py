@@ -8,6 +8,7 @@ LONGEST = (
     "test_mujoco_parity.py",
     "test_probes.py",
     "test_cli.py",
+    "test_workers.py",
     "test_sweep.py",
     "test_ciqr.py",
     "test_readme.py",

@@ -13,6 +13,7 @@ from omarl_jax import UserError, loggers
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.files import replacing, require_writable
 from omarl_jax.grid import make_grid
+from omarl_jax.leases import Leases
 from omarl_jax.runs import RunFolder
 from omarl_jax.sweep import sweep, train_group
 
@@ -119,8 +120,11 @@ def test_a_log_that_is_no_text_is_cut_to_what_is(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(grid, tmp_path):
     (tmp_path / "runs").write_text("not a folder")
-    with pytest.raises(UserError, match=r"runs.* cannot be written"):
-        train_group(grid.runs, grid, tmp_path)
+    with (
+        Leases(tmp_path / "leases").claim([grid.runs[0].name]) as claim,
+        pytest.raises(UserError, match=r"runs.* cannot be written"),
+    ):
+        train_group(grid.runs, grid, tmp_path, claim)
 
 
 def test_a_full_disk_stops_a_sweep_with_a_sentence_and_it_goes_on_later(grid, tmp_path):

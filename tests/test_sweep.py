@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -336,19 +335,6 @@ def test_settings_of_finished_runs_must_be_the_same(grid, tmp_path):
             UserError, match=r"is finished, with 2 evaluations of 4 episodes and \d+ final episodes, not"
         ):
             run_sweep(other, tmp_path / "out")
-    assert not run_sweep(usual, tmp_path / "out")
-
-
-def test_another_process_on_the_same_runs_is_one_sentence(grid, tmp_path):
-    grid.write_text(GRID.replace("updates = 2000", "updates = 4"))
-    usual = read_grid(grid)
-    (group, *_) = run_groups(usual.runs)
-    with filelock.FileLock(tmp_path / "out" / "locks" / group[0].name):
-        failed = run_sweep(usual, tmp_path / "out")
-    assert set(failed) == {run.name for run in group}
-    assert set(failed.values()) == {
-        f"Another process trains these runs in '{tmp_path / 'out'}': wait for it, or choose another folder."
-    }
     assert not run_sweep(usual, tmp_path / "out")
 
 

@@ -1,17 +1,19 @@
 """Verbs that train the runs of a grid: `sweep` and `demo`."""
 
+import functools
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from omarl_jax.cli.terminal import complain, console, print_paths
+from omarl_jax.cli.terminal import complain, console, pairs, print_paths
 from omarl_jax.determinism import request_deterministic_operations
-from omarl_jax.errors import UserError
+from omarl_jax.errors import UserError, whole
 
 if TYPE_CHECKING:
     from omarl_jax import sweep as sweeps
@@ -24,20 +26,60 @@ def sweep(
     out: pathlib.Path | None = None,
     wandb: str | None = None,
     deterministic: bool = False,
+    ray: str | None = None,
+    submitit: tuple[str, ...] | None = None,
+    workers: int = 1,
 ) -> int:
     """Trains all runs of a grid, continues those that were killed, and writes the report.
+
+    Started several times with the same folder, also on several machines, it shares the work: docs/many_machines.md.
 
     Args:
         grid: a TOML file, for example experiments/omar_particle.toml.
         out: folder for the runs; by default results/NAME OF THE GRID.
         wandb: a Weights & Biases project to log to; offline where there is no key.
         deterministic: the same bits each time on GPUs too, which makes them slower; on CPUs it changes nothing.
+        ray: the address of a Ray cluster that does the work; auto for the one here, local to start one.
+        submitit: SLURM jobs do the work; what each asks for as name=value, for example partition=long gpus_per_node=1.
+        workers: the number of these jobs.
     """
     if deterministic:
         request_deterministic_operations()  # before the import, which starts the backend
+    if workers != 1 and submitit is None:
+        raise UserError("--workers is for --submitit; without it, start `omarl sweep` several times.")
+    if ray is not None:
+        if submitit is not None:
+            raise UserError("Give --ray or --submitit, not both.")
+        return _on_ray(ray, grid, out, wandb)
     from omarl_jax.grid import read_grid
 
-    return train_grid(read_grid(grid), out or pathlib.Path("results") / grid.stem, wandb)
+    runs, out = read_grid(grid), out or _folder(grid)
+    if submitit is None:
+        return train_grid(runs, out, wandb)
+    from omarl_jax.on_slurm import submit
+
+    options = [*(["--wandb", wandb] if wandb else []), *(["--deterministic"] if deterministic else [])]
+    arguments = ["sweep", str(grid.resolve()), "--out", str(out.resolve()), *options]
+    jobs = submit(arguments, out / "slurm", whole("workers", workers), pairs(submitit))
+    console.print(f"{len(jobs)} workers are queued as {', '.join(jobs)}. The last one writes the report.")
+    print_paths({"their output": out / "slurm"})
+    return 0
+
+
+def _on_ray(address: str, grid: pathlib.Path, out: pathlib.Path | None, wandb: str | None) -> int:
+    from omarl_jax import on_ray
+
+    backend = os.environ.get("JAX_PLATFORMS", "")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process only watches, and must not take an accelerator's memory
+    with on_ray.connection(address):
+        from omarl_jax.grid import read_grid
+
+        train = functools.partial(on_ray.sweep, backend=backend)
+        return train_grid(read_grid(grid), out or _folder(grid), wandb, train)
+
+
+def _folder(grid: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path("results") / grid.stem
 
 
 def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3, short: bool = False) -> int:
@@ -73,13 +115,16 @@ def demo(out: pathlib.Path = pathlib.Path("results/demo"), seeds: int = 3, short
     return code
 
 
-def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int:
+def train_grid(
+    grid: "Grid", out: pathlib.Path, wandb: str | None = None, train: Callable[..., dict[str, str]] | None = None
+) -> int:
     """Trains the runs of a grid with progress bars, writes the report, and prints its table.
 
     Args:
         grid: the runs.
         out: folder for the runs and the report.
         wandb: a Weights & Biases project to log to.
+        train: what trains them, with the arguments and the result of `omarl_jax.sweep.sweep`, which it is by default.
 
     Returns:
         the exit code: 0 if no run failed and one has a result.
@@ -90,14 +135,14 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
     from omarl_jax.report.summarise import grouped, summarise
 
     groups = sweeps.run_groups(grid.runs)
-    whole = Column(no_wrap=True)  # in a narrow terminal the names of the groups are folded, and no number is cut
+    uncut = Column(no_wrap=True)  # in a narrow terminal the names of the groups are folded, and no number is cut
     columns = (
         TextColumn("{task.description}", table_column=Column(overflow="fold")),
         BarColumn(bar_width=8),
-        MofNCompleteColumn(table_column=whole.copy()),
+        MofNCompleteColumn(table_column=uncut.copy()),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(table_column=whole.copy()),
-        TimeRemainingColumn(table_column=whole.copy()),
+        TimeElapsedColumn(table_column=uncut.copy()),
+        TimeRemainingColumn(table_column=uncut.copy()),
         TextColumn("{task.fields[score]}"),
     )
     in_notebook = "JPY_PARENT_PID" in os.environ  # it can overwrite the last line, and none before it
@@ -127,7 +172,7 @@ def train_grid(grid: "Grid", out: pathlib.Path, wandb: str | None = None) -> int
             else:
                 progress.update(everything, advance=made)
 
-        failed = sweeps.sweep(grid, out, show, wandb)
+        failed = (train or sweeps.sweep)(grid, out, show, wandb)
     folders = [out / "runs" / run.name for run in grid.runs]
     finished = []
     for folder in (folder for folder in folders if (folder / "DONE").exists()):
