@@ -16,6 +16,8 @@ from problems import CONTINUOUS, DISCRETE, DISCRETE_SPEC, METHODS, SPEC, A, O, j
 
 from omarl_jax.types import Algorithm, Context, Needs, Stats, Transition, View
 
+# Methods that the fast suite also tries with a single agent; compiling all of them would take minutes.
+ALONE_AT_ONCE = ("bc-continuous", "ciqr-discrete", "icq-continuous", "omar-continuous", "omcda-discrete")
 GAMMA, ROWS, UPDATES = 0.5, 512, 400
 SIGNS = np.array([[1, -1], [-1, 1]])  # (N, A)
 ALONE, DISCRETE_ALONE = (dataclasses.replace(spec, n_agents=1, state_dim=O) for spec in (SPEC, DISCRETE_SPEC))
@@ -153,7 +155,8 @@ def setups(name: str, spec: TaskSpec) -> list[Any]:
     config = method.config
     related = [one for one in METHODS.values() if issubclass(one.config, config) or issubclass(config, one.config)]
     alone = ALONE if spec == SPEC else DISCRETE_ALONE
-    found = [pytest.param(name, spec, {}, id=label), pytest.param(name, alone, {}, id=f"{label}-alone")]
+    marks = () if label in ALONE_AT_ONCE else pytest.mark.slow
+    found = [pytest.param(name, spec, {}, id=label), pytest.param(name, alone, {}, id=f"{label}-alone", marks=marks)]
     if hasattr(config, "memory"):
         found.append(pytest.param(name, spec, {"memory": 16}, id=f"{label}-memory"))
     if hasattr(config, "centralised") and len(related) == 1:

@@ -13,6 +13,7 @@ import pytest
 from omarl_envs import make
 from omarl_envs.maze2d import mazes, physics
 from omarl_envs.maze2d.tasks import DIRECTIONS, Maze2d, State
+from omarl_envs.maze2d.waypoints import Planner, Traveller
 from omarl_envs.mujoco.models import Engine
 
 from omarl_jax.datasets.catalogue import load_dataset
@@ -257,6 +258,46 @@ def test_data_are_those_of_d4rls_planner(quality: str, theirs: tuple[list[int], 
     np.testing.assert_array_equal(rows.truncated, np.append(rows.closing[1:], False))
     assert not rows.terminal.any()
     assert data.metadata["mean_return"] == pytest.approx(300 * rows.rewards[steps].mean(), rel=1e-5)
+
+
+def test_waypoints_lie_below_their_cells_and_the_last_one_on_the_target() -> None:
+    planner = Planner(mazes.parse(mazes.TEXTS["umaze"]))
+
+    def first_of(obs: Any, key: Any) -> Any:  # the first waypoint of a way from (3, 1) to (1, 1), or to (3, 2)
+        return [planner.steer(planner.to(target), obs, key)[1] for target in (6, 17)]
+
+    obs = jnp.array([3.05, 1.0, 0.0, 0.0])
+    far, near = jax.vmap(first_of, (None, 0))(obs, jax.random.split(jax.random.key(0), 2_000))
+    np.testing.assert_array_equal(far.cell, 17)
+    shift = np.array([3.0, 2.0]) - far.waypoint
+    assert shift.min() > -1e-6
+    assert shift.max() < 0.2
+    np.testing.assert_allclose(shift.mean(axis=0), 0.1, atol=0.005)
+    assert shift.std() == pytest.approx(0.2 / 12**0.5, rel=0.05)
+    np.testing.assert_array_equal(near.waypoint, np.tile([3.0, 2.0], (2_000, 1)))
+
+
+def test_a_new_target_in_the_same_cell_is_no_news_to_the_planner() -> None:
+    traveller = Traveller(mazes.parse("####/#OG#/####"), 300, repeats=False)
+    start = traveller.start(jax.random.key(0))
+    moving = start._replace(
+        ends=jnp.bool_(True),
+        plan=start.plan._replace(
+            planned=jnp.bool_(True), waypoint=jnp.array([1.0, 1.77]), previous=jnp.array([1.0, 1.3])
+        ),
+    )
+    step = jax.jit(traveller.step)
+    for key in jax.random.split(jax.random.key(1), 8):
+        after = step(moving, jnp.array([1.0, 1.3, 0.0, 0.0]), key)[1]
+        kept = bool(after.plan.target == moving.plan.target)
+        assert np.allclose(after.plan.waypoint, [1.0, 1.77]) == kept
+        assert int(after.step) == 1
+
+
+def test_the_time_for_a_target_is_limited() -> None:
+    lengths = load_dataset("maze2d/umaze", "waypoints", size=20_000, length=30).lengths
+    assert lengths.max() == 31  # the step that finds the time over is taken
+    assert np.mean(lengths == 31) > 0.5
 
 
 @pytest.mark.parametrize("quality", ["waypoints", "waypoints-d4rl"])
