@@ -193,6 +193,17 @@ def test_the_tables_of_omcda_on_spread_are_those_of_the_results() -> None:
         assert text in RESULTS.read_text()
 
 
+def test_the_table_of_mazes_is_that_of_the_results() -> None:
+    rows = {(row["task"], row["algorithm"]): row for row in results("omar_maze2d")}
+    lines = table(RESULTS, "| maze | mean of the data |")
+    assert [line[0] for line in lines] == ["umaze", "medium", "large"]
+    for maze, data, *scores in lines:
+        of = [rows[f"maze2d/{maze}", name] for name in ("td3_bc", "icq", "cql", "omar")]
+        pairs = [(float(row["mean"]), float(row["sd"]), float(row["paper_mean"]), float(row["paper_sd"])) for row in of]
+        assert scores == [f"{a:.1f} ± {b:.1f} ({c:.1f} ± {d:.1f})" for a, b, c, d in pairs]
+        assert data == f"{float(of[0]['data_mean']):.1f}"
+
+
 def test_the_tables_of_levers_are_those_of_the_results() -> None:
     rows = results("omcda_lever")
     names = ["omcda", "omcda_wo_cda", "omcda_rd_once", "omcda_wo_dq"]
