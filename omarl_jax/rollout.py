@@ -215,7 +215,7 @@ def travel(
         env: a task that does not end by itself, whose state is all observations.
         journeys: the team.
         keys: randomness of each dataset.
-        size: steps of each, in trajectories of at most `_JOURNEY` that are made side by side.
+        size: steps of each, in trajectories of at most `_JOURNEY` that are made side by side, in the device's memory.
 
     Yields:
         for each key the rows; and `return`, (1,): what an episode earns at the mean reward of these rows.
@@ -255,7 +255,7 @@ def _stretches(played: tuple[_Step, np.ndarray, Observation], last_is_none: bool
     """
     steps, ends, last = played
     of = np.repeat(np.arange(ends.size), 1 if last_is_none else 1 + ends.reshape(-1))
-    closing = np.append(of[1:] == of[:-1], False)[np.maximum(np.arange(len(of)) - 1, 0)]
+    closing = np.append(False, of[1:] == of[:-1])
     if last_is_none:
         closing = ends.reshape(-1)
         alone = closing & np.append(True, closing[:-1])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs import make
-from omarl_envs.base import MultiAgentEnv, Observation
+from omarl_envs.base import Journeys, MultiAgentEnv, Observation
 from omarl_envs.particle.physics import State
 from omarl_envs.spec import TaskSpec
 
@@ -236,3 +236,65 @@ def test_memory_is_carried_and_begins_anew_with_each_episode():
     closing = np.flatnonzero(rows.closing)
     for start, end in zip(np.append(0, closing[:-1] + 1), closing, strict=True):
         np.testing.assert_allclose(rows.actions[start:end, 0, 0], (1 + np.arange(end - start)) / 10)
+
+
+class Count(NamedTuple):
+    key: jax.Array
+    step: jax.Array
+
+
+class Counting(MultiAgentEnv[Count]):
+    """Shows the number of the step, and pays the one that it leads to."""
+
+    def __init__(self):
+        self.task_spec = TaskSpec("toy/counting", "continuous", 1, 1, 1, 1, 5, state_is_obs=True)
+        super().__init__()
+
+    def reset(self, key):
+        state = Count(key, jnp.int32(0))
+        return state, self.first(self._observe(state))
+
+    def step(self, state, actions):
+        state = state._replace(step=state.step + 1)
+        return state, self.next(state.step, self._observe(state), jnp.float32(state.step)[None])
+
+    def _observe(self, state):
+        return Observation(jnp.float32(state.step)[None, None], jnp.float32(state.step)[None])
+
+
+def _travelled(ends: set[int], reward) -> tuple[Dataset, float]:
+    """Eight steps of the count, of which some are the last to their target; actions are tenths of it."""
+    marks = jnp.array([t in ends for t in range(8)])
+
+    def act(obs, memory, key):
+        return obs / 10, (obs, marks[obs[0, 0].astype(int)])
+
+    start = jnp.zeros((1, 1)), jnp.bool_(False)
+    journeys = Journeys(act, "counts", lambda key: start, lambda memory: memory, reward)
+    env = Counting()
+    ((rows, totals),) = rollout.travel(env, journeys, [jax.random.key(0)], 8)
+    data = Dataset(env.task_spec, rows)
+    validate(data)
+    return data, float(totals["return"].mean())
+
+
+def test_stretches_to_a_target_end_with_what_the_next_one_begins_with():
+    data, mean_return = _travelled({0, 3, 4}, None)
+    rows = data.rows
+    np.testing.assert_array_equal(data.lengths, [1, 3, 1, 3])
+    np.testing.assert_array_equal(rows.obs[:, 0, 0], [0, 1, 1, 2, 3, 4, 4, 5, 5, 6, 7, 8])
+    np.testing.assert_array_equal(rows.rewards[:, 0], [1, 0, 2, 3, 4, 0, 5, 0, 6, 7, 8, 0])
+    np.testing.assert_allclose(rows.actions[:, 0, 0], [0, 0, 0.1, 0.2, 0.3, 0, 0.4, 0, 0.5, 0.6, 0.7, 0])
+    np.testing.assert_array_equal(np.flatnonzero(rows.truncated), [0, 4, 6, 10])
+    assert mean_return == pytest.approx(5 * 4.5)  # the mean reward times the length of an episode
+
+
+def test_where_the_last_step_is_no_transition_it_ends_the_stretch():
+    data, mean_return = _travelled({0, 3, 4}, lambda seen: 10 * seen[:, 0])
+    rows = data.rows
+    np.testing.assert_array_equal(data.lengths, [2, 2])  # of the stretches of one step nothing is left
+    np.testing.assert_array_equal(rows.obs[:, 0, 0], [1, 2, 3, 5, 6, 7])
+    np.testing.assert_array_equal(rows.rewards[:, 0], [10, 20, 0, 50, 60, 0])
+    np.testing.assert_allclose(rows.actions[:, 0, 0], [0.1, 0.2, 0, 0.5, 0.6, 0])
+    np.testing.assert_array_equal(np.flatnonzero(rows.truncated), [1, 4])
+    assert mean_return == pytest.approx(5 * 35)

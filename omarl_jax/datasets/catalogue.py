@@ -213,8 +213,8 @@ def catalogue() -> list[Entry]:
             score = None
             if env.reference is not None and quality == "random":
                 score = 0.0
-            elif env.reference is not None and (mean := getattr(env.behaviours.get(quality), "mean_return", None)):
-                score = float(env.reference.normalise(mean))
+            elif env.reference is not None and isinstance(team := env.behaviours.get(quality), Behaviour):
+                score = None if team.mean_return is None else float(env.reference.normalise(team.mean_return))
             elif env.reference is not None and saved is not None:
                 returns = [saved.metadata["explored_returns"][i] for i in saved.metadata["recipe"][quality]]
                 score = float(env.reference.normalise(np.mean(returns)))

@@ -1,7 +1,8 @@
 """The published hyperparameters of each method, per task and dataset, from `<algorithm>.toml` beside this file.
 
 A file holds tables, each with its `source`; a row in one gives the hyperparameters that differ from the method's
-defaults, and `updates`. `any` stands for every task or every dataset; a specific row adds to a general one:
+defaults, and `updates`. `any` stands for every task, every task of a family (`maze2d/any`) or every dataset; a specific
+row adds to a general one:
 
     [[table]]
     source = "where these numbers stand"
@@ -40,7 +41,7 @@ class Preset(NamedTuple):
 
 
 def preset(algorithm: str, task: str, dataset: str) -> Preset:
-    """The published settings for a task and dataset, or else for the task, or else for any task.
+    """The published settings for a task and dataset, or else for the task, its family, or any task.
 
     Args:
         algorithm: name of the method or variant, for example `omar`.
@@ -53,7 +54,8 @@ def preset(algorithm: str, task: str, dataset: str) -> Preset:
     method = algorithms.find(algorithm)
     values: dict[str, Any] = {}
     sources: dict[str, None] = {}
-    for file, place in itertools.product(("common", method.base), (("any", "any"), (task, "any"), (task, dataset))):
+    places = ("any", "any"), (f"{task.partition('/')[0]}/any", "any"), (task, "any"), (task, dataset)
+    for file, place in itertools.product(("common", method.base), places):
         if place in (rows := _rows(file)):
             special, source = rows[place]
             values |= special

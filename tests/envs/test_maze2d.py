@@ -264,7 +264,7 @@ def test_waypoints_lie_below_their_cells_and_the_last_one_on_the_target() -> Non
     planner = Planner(mazes.parse(mazes.TEXTS["umaze"]))
 
     def first_of(obs: Any, key: Any) -> Any:  # the first waypoint of a way from (3, 1) to (1, 1), or to (3, 2)
-        return [planner.steer(planner.to(target), obs, key)[1] for target in (6, 17)]
+        return [planner.steer(planner.to(np.int32(target)), obs, key)[1] for target in (6, 17)]
 
     obs = jnp.array([3.05, 1.0, 0.0, 0.0])
     far, near = jax.vmap(first_of, (None, 0))(obs, jax.random.split(jax.random.key(0), 2_000))
@@ -278,7 +278,7 @@ def test_waypoints_lie_below_their_cells_and_the_last_one_on_the_target() -> Non
 
 
 def test_a_new_target_in_the_same_cell_is_no_news_to_the_planner() -> None:
-    traveller = Traveller(mazes.parse("####/#OG#/####"), 300, repeats=False)
+    traveller = Traveller(Planner(mazes.parse("####/#OG#/####")), 300, repeats=False)
     start = traveller.start(jax.random.key(0))
     moving = start._replace(
         ends=jnp.bool_(True),

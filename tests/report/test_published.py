@@ -75,6 +75,9 @@ def test_means_of_the_data_are_the_normalised_returns_of_the_dataset_cards(task:
         ("particle/spread", "medium", "omar_random_shooting", 41.2, None),
         ("particle/spread", "expert", "matd3", 1.6, None),
         ("particle/spread", "expert", "itd3", 75.5, None),
+        ("maze2d/umaze", "waypoints", "cql", 109.8, 23.9),
+        ("maze2d/medium", "waypoints", "td3_bc", 75.5, 27.1),
+        ("maze2d/large", "waypoints", "omar", 157.7, 12.3),
     ],
 )
 def test_scores_as_printed(task: str, dataset: str, algorithm: str, mean: float, sd: float | None) -> None:
@@ -122,6 +125,7 @@ def test_what_was_not_published_is_none(task: str, dataset: str, algorithm: str)
         ("particle/spread", "expert", "bc", 2000, {}),
         ("uav/iot", "middle", "ccqr", 3800, {}),
         ("matrix/xor", "random", "ciql", 2000, {}),
+        ("maze2d/umaze", "waypoints", "bc", 1_000_000, {}),
     ],
 )
 def test_presets_as_published(task: str, dataset: str, algorithm: str, updates: int, overrides: dict[str, Any]) -> None:
@@ -139,6 +143,7 @@ def test_presets_as_published(task: str, dataset: str, algorithm: str, updates: 
         ("ccql", "", CQR | {"lr": 1e-4, "tau": 1e-3, "grad_clip": 1.0, "quantiles": 0, "mixer": "vdn"}),
         ("omar", "particle/spread", PARTICLE | CQL | SEARCH),
         ("omar", "mujoco/halfcheetah-2x3", CHEETAH | CHEETAH_CQL | CHEETAH_SEARCH),
+        ("omar", "maze2d/eval-large", CHEETAH | CHEETAH_CQL | CHEETAH_SEARCH),
         ("cql", "particle/spread", PARTICLE | CQL),
         ("cql", "mujoco/halfcheetah-2x3", CHEETAH | CHEETAH_CQL),
         ("td3_bc", "particle/spread", PARTICLE | {"alpha": 2.5, "centralised": False, "input_norm": "batch"}),

@@ -60,32 +60,31 @@ def parse(text: str, goal: tuple[int, int] | None = None) -> Maze:
             raise ValueError(f"The border of a maze is wall, but ({row}, {column}) is free.")
     if walls.all():
         raise ValueError("A maze needs a free cell.")
-    marked = [(row, column) for row, column in np.argwhere(cells == "G").tolist()]
+    marked = np.argwhere(cells == "G").tolist()
     if len(marked) > 1:
         raise ValueError(f"A maze has one goal, not {len(marked)}.")
     empty = np.argwhere(~walls & (cells != "G"))
     free = np.concatenate([empty, np.array(marked, int).reshape(-1, 2)])
-    if goal is None:
-        goal = marked[0] if marked else (int(free[0, 0]), int(free[0, 1]))
-    if list(goal) not in free.tolist():
-        raise ValueError(f"The goal {tuple(goal)} must be in a free cell of the maze.")
-    return Maze(walls, free, (int(goal[0]), int(goal[1])))
+    row, column = goal if goal is not None else [*marked, free[0]][0]
+    if [row, column] not in free.tolist():
+        raise ValueError(f"The goal {(row, column)} must be in a free cell of the maze.")
+    return Maze(walls, free, (int(row), int(column)))
 
 
 def ways(maze: Maze) -> np.ndarray:
     """For each target and each cell the cell to go to next on a shortest way, (H W, H W) int32.
 
     Cells are counted row by row. From a wall, where the rounded place of a ball may be, ways lead to its neighbours.
-    Where no way leads, one stays. Value iteration as in D4RL: a reward in the target, discounted by 0.99, and the first
-    of the best moves.
+    Where no way leads, one stays. Value iteration on the number of steps; of equally good moves the first is taken.
+    D4RL iterates discounted values, which are in the same order.
     """
     height, width = maze.walls.shape
     cells = np.arange(height * width)
     after = np.stack([_moved(maze, cells, move) for move in MOVES])  # (moves, cells)
-    values = np.zeros((len(cells), len(cells)))  # (targets, cells)
-    for _ in cells:
-        values = np.eye(len(cells)) + 0.99 * values[:, after].max(axis=1)
-    best = values[:, after].argmax(axis=1)
+    steps, before = np.where(np.eye(len(cells)), 0.0, np.inf), None  # (targets, cells)
+    while before is None or not np.array_equal(steps, before):
+        before, steps = steps, np.minimum(steps, 1.0 + steps[:, after].min(axis=1))
+    best = steps[:, after].argmin(axis=1)
     return after[best, cells].astype(np.int32)
 
 

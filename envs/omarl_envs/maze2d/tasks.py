@@ -101,7 +101,7 @@ class Maze2d(MultiAgentEnv[State]):
             raise ValueError(f"maze of 'maze2d/{name}' must be text, rows of #, O and G, not {maze!r}.")
         if goal is not None and np.shape(goal) != (2,):
             raise ValueError(f"goal of 'maze2d/{name}' must be a row and a column, not {goal!r}.")
-        self.reward, self.discrete, self.engine = reward, discrete, cast(Engine, str(engine))
+        self.reward, self.discrete, self.engine = reward, discrete, cast(Engine, str(engine))  # a shell makes it 2.0
         self.time_limit_is_terminal = time_limit_is_terminal
         self.maze = mazes.parse(maze, None if goal is None else (goal[0], goal[1]))
         self._near = physics.neighbours(self.maze.walls)
@@ -117,10 +117,10 @@ class Maze2d(MultiAgentEnv[State]):
         )
         self.reference = self._reference(name)
         planner = Planner(self.maze)
-        at_goal = planner.to(int(self.maze.goal[0]) * planner.width + int(self.maze.goal[1]))
+        at_goal = planner.to(np.array(self.maze.goal[0] * planner.width + self.maze.goal[1], np.int32))
         self.behaviours = {
-            "waypoints": self._journeys(Traveller(self.maze, length, repeats=False)),
-            "waypoints-d4rl": self._journeys(Traveller(self.maze, length, repeats=True)),
+            "waypoints": self._journeys(Traveller(planner, length, repeats=False)),
+            "waypoints-d4rl": self._journeys(Traveller(planner, length, repeats=True)),
             "expert": Behaviour(partial(self._steer, planner), "the planner, to the goal", memory=at_goal),
         }
         super().__init__()
@@ -177,15 +177,14 @@ class Maze2d(MultiAgentEnv[State]):
             action, journey = traveller.step(journey, obs[0], key)
             return self._as_taken(action), journey
 
+        def note(journey: Journey) -> tuple[chex.Array, chex.Array]:
+            return journey.seen[None], journey.ends
+
         def reward(obs: chex.Array) -> chex.Array:
             return self.reward_at(obs[0, :2])[None]
 
         slips = ", by D4RL's script with its slips" if traveller.repeats else ""
         words = f"the planner, to one target after the other, noise σ = {NOISE:g}{slips}"
-
-        def note(journey: Journey) -> tuple[chex.Array, chex.Array]:
-            return journey.seen[None], journey.ends
-
         return Journeys(act, words, traveller.start, note, reward if traveller.repeats else None)
 
     def render(self, state: State) -> np.ndarray:
@@ -193,7 +192,7 @@ class Maze2d(MultiAgentEnv[State]):
         from omarl_envs import rendering
 
         picture = self._picture(f"step {int(state.step)}/{self.task_spec.episode_length}")
-        picture.mover(self._seen(state.position), self._turned(state.velocity), physics.RADIUS, rendering.BLUE)
+        picture.mover(self._seen(state.position), _turned(state.velocity), physics.RADIUS, rendering.BLUE)
         return picture.image()
 
     def render_path(self, states: Sequence[State]) -> np.ndarray:
@@ -212,10 +211,7 @@ class Maze2d(MultiAgentEnv[State]):
     def _seen(self, position: Any) -> np.ndarray:
         """A point of the maze in its picture, whose middle is that of the maze."""
         middle = (np.array(self.maze.walls.shape) - 1) / 2 + 0.5 - physics.CORNER
-        return self._turned(np.asarray(position) - middle)
-
-    def _turned(self, vector: Any) -> np.ndarray:
-        return np.array([vector[1], -vector[0]])
+        return _turned(np.asarray(position) - middle)
 
     def _picture(self, caption: str) -> Any:
         from omarl_envs import rendering
@@ -226,6 +222,11 @@ class Maze2d(MultiAgentEnv[State]):
             picture.square(self._seen(cell + 0.5 - physics.CORNER), 1.0, fill=rendering.GREY)
         picture.disc(self._seen(self.maze.goal), REACH, rendering.GREEN, alpha=0.4)
         return picture
+
+
+def _turned(vector: Any) -> np.ndarray:
+    """Rows go down in a picture, and columns to the right."""
+    return np.array([vector[1], -vector[0]])
 
 
 TASKS = {

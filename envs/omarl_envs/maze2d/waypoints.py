@@ -1,5 +1,6 @@
 """The planner that makes D4RL's data: it drives the ball from cell to cell, to one target after the other."""
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import chex
@@ -46,47 +47,48 @@ class Planner:
     """
 
     def __init__(self, maze: Maze):
+        self.maze = maze
         self.height, self.width = maze.walls.shape
-        self.ways = ways(maze)
 
-    def to(self, target: chex.Array | int) -> Plan:
+    @cached_property
+    def ways(self) -> np.ndarray:
+        """See `mazes.ways`; only data need them, and in large mazes they take their time."""
+        return ways(self.maze)
+
+    def to(self, target: chex.Array) -> Plan:
         """The plan to go to a cell, before its first step."""
-        nowhere, no = jnp.zeros((2,)), jnp.zeros((), bool)
-        return Plan(jnp.asarray(target, jnp.int32), no, jnp.zeros((), jnp.int32), nowhere, nowhere, no)
+        nowhere, no = np.zeros((2,), np.float32), np.zeros((), bool)
+        return Plan(target, no, np.zeros((), np.int32), nowhere, nowhere, no)
 
     def steer(self, plan: Plan, obs: chex.Array, key: chex.PRNGKey) -> tuple[chex.Array, Plan]:
         """One step: the action (2,) in [-1, 1] for what is observed, (4,)."""
         place, velocity = obs[:2], obs[2:]
         shifts = jax.random.uniform(key, (2, 2), maxval=_SPREAD)
         here = jnp.round(place)
-        start = self.cell(here)
-        plan = jax.tree.map(
-            lambda old, new: jnp.where(plan.planned, old, new),
-            plan._replace(planned=jnp.ones((), bool)),
-            self._next(plan._replace(planned=jnp.ones((), bool), previous=here), start, shifts[0]),
-        )
+        found = self._next(plan._replace(previous=here), self._cell(here), shifts[0])
+        plan = jax.tree.map(lambda old, new: jnp.where(plan.planned, old, new), plan, found)
         calm = jnp.linalg.norm(plan.previous - place) < NEAR
-        target = self.place(plan.target)
+        target = self._place(plan.target)
         solved = calm & (jnp.linalg.norm(place - target) < NEAR)
         goal = jnp.where(solved, target, plan.waypoint)
         action = jnp.clip(10.0 * (goal - place) - velocity, -1.0, 1.0)
         reached = calm & ~solved & (jnp.linalg.norm(place - goal) < NEAR)
         further = self._next(plan, plan.cell, shifts[1])
         plan = jax.tree.map(lambda old, new: jnp.where(reached, new, old), plan, further)
-        return action, plan._replace(previous=place, solved=solved)
+        return action, plan._replace(planned=jnp.ones((), bool), previous=place, solved=solved)
 
     def _next(self, plan: Plan, cell: chex.Array, shift: chex.Array) -> Plan:
         """The plan when the ball is to leave a cell."""
         after = jnp.asarray(self.ways)[plan.target, cell]
-        waypoint = self.place(after) - jnp.where(after == plan.target, 0.0, shift)
+        waypoint = self._place(after) - jnp.where(after == plan.target, 0.0, shift)
         return plan._replace(cell=after, waypoint=waypoint)
 
-    def cell(self, place: Any) -> chex.Array:
+    def _cell(self, place: Any) -> chex.Array:
         """The number of the cell whose whole numbers (2,) these are."""
         row, column = jnp.clip(place[0], 0, self.height - 1), jnp.clip(place[1], 0, self.width - 1)
         return (row * self.width + column).astype(jnp.int32)
 
-    def place(self, cell: chex.Array) -> chex.Array:
+    def _place(self, cell: chex.Array) -> chex.Array:
         """The whole numbers (2,) of a cell."""
         return jnp.stack([cell // self.width, cell % self.width]).astype(jnp.float32)
 
@@ -111,14 +113,14 @@ class Traveller:
     """Goes to one target after the other: a target is drawn when the last one is reached, or the time is up.
 
     Args:
-        maze: the maze.
+        planner: finds the ways.
         length: the time for one target, in steps.
         repeats: as D4RL's script does it, the step after a new target sees what the one before it saw.
     """
 
-    def __init__(self, maze: Maze, length: int, repeats: bool):
-        self.planner, self.length, self.repeats = Planner(maze), length, repeats
-        self.targets = maze.free @ np.array([self.planner.width, 1])
+    def __init__(self, planner: Planner, length: int, repeats: bool):
+        self.planner, self.length, self.repeats = planner, length, repeats
+        self.targets = planner.maze.free @ np.array([planner.width, 1])
 
     def start(self, key: chex.PRNGKey) -> Journey:
         """Before the first step of a trajectory."""
