@@ -343,8 +343,8 @@ def test_pictures_show_the_maze_as_it_is_written() -> None:
     image = env.render(state)
     side = image.shape[0] / (5 + 1.2)
 
-    def colour(row: float, column: float) -> list[int]:  # of a place in coordinates of the ball
-        return image[int((row + 0.7 + 0.6) * side), int((column + 0.7 + 0.6) * side)].tolist()
+    def colour(row: float, column: float, of: np.ndarray = image) -> list[int]:  # of a place in coordinates of the ball
+        return of[int((row + 0.7 + 0.6) * side), int((column + 0.7 + 0.6) * side)].tolist()
 
     wall = colour(0.0, 2.0)
     assert wall != [255, 255, 255]
@@ -354,8 +354,8 @@ def test_pictures_show_the_maze_as_it_is_written() -> None:
     red, green, _ = colour(1.0, 1.0)
     assert green > red
     path = [state._replace(position=jnp.array([3.0, 1.0 + 0.1 * k])) for k in range(20)]
-    drawn = env.render_path(path)
-    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > len(np.unique(image.reshape(-1, 3), axis=0))
+    light = [sum(colour(3.0, column, env.render_path(path))) for column in (1.3, 1.9, 2.5, 3.2)]
+    assert light[0] < light[1] < light[2] < light[3] == 3 * 255  # brighter with time, and nothing beyond its end
 
 
 @pytest.mark.parametrize(
