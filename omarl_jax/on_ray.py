@@ -13,7 +13,6 @@ import importlib.metadata
 import itertools
 import os
 import pathlib
-import pickle
 import platform
 import socket
 import uuid
@@ -139,8 +138,8 @@ def sweep(
         work = ray.remote(max_calls=1, max_retries=_RETRIES, runtime_env=environment, **needs)(_work)
         tasks = {}
         for number, group in enumerate(groups):
-            part = ray.cloudpickle.dumps(dataclasses.replace(grid, runs=group))
-            tasks[work.remote(part, str(out), wandb, number, reports, place, backend)] = number
+            part = ray.put(dataclasses.replace(grid, runs=group))
+            tasks[work.remote([part], str(out), wandb, number, reports, place, backend)] = number
         while tasks:
             ended, _ = ray.wait(list(tasks), timeout=0.2)
             while not reports.empty():
@@ -156,14 +155,16 @@ def sweep(
 
 
 def _work(
-    part: bytes, out: str, wandb: str | None, number: int, reports: Any, place: _Place, backend: str
+    part: list[Any], out: str, wandb: str | None, number: int, reports: Any, place: _Place, backend: str
 ) -> dict[str, str]:
-    """A task: trains a run group, as its own sweep."""
+    """A task: trains a run group, as its own sweep. The grid is a reference in a list, which Ray does not follow."""
     place.enter()
     _require_backend(backend)
+    import ray
+
     from omarl_jax import sweep as sweeps
 
-    grid = pickle.loads(part)  # only now, since it imports JAX
+    grid: Grid = ray.get(part[0])  # only now, as it may need modules of the working folder
 
     def report(_: int, progress: "Progress") -> None:
         reports.put((number, progress))
