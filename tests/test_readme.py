@@ -204,6 +204,24 @@ def test_the_table_of_mazes_is_that_of_the_results() -> None:
         assert data == f"{float(of[0]['data_mean']):.1f}"
 
 
+def test_the_scores_of_other_target_rates_are_those_of_the_results() -> None:
+    text = " ".join(RESULTS.read_text().split())
+    best: dict[str, list[tuple[float, float, float]]] = {}  # mean, τ, learning rate, from the best on
+    for row in results("omar_maze2d_tries"):
+        setting = json.loads(row["hyperparameters"])
+        best.setdefault(row["algorithm"], []).append((float(row["mean"]), setting["tau"], setting["lr"]))
+    best = {name: sorted(of, reverse=True) for name, of in best.items()}
+    assert all(len(of) == 8 for of in best.values())
+    (first, tau, lr), (second, same_tau, other_lr), (third, published_tau, _), *_ = best["omar"]
+    assert tau == same_tau and published_tau == 0.005
+    said = f"OMAR scores {first:.1f} with τ = {tau:g} and lr = {lr:g} and {second:.1f} with lr = {other_lr:g}"
+    assert f"{said}, where its best before was {third:.1f}" in text
+    for name, label in {"cql": "CQL comes to", "td3_bc": "TD3+BC to"}.items():
+        mean, tau, lr = best[name][0]
+        assert f"{label} {mean:.1f} (τ = {tau:g}, lr = {lr:g})" in text
+    assert f"ICQ to {best['icq'][0][0]:.1f}." in text
+
+
 def test_the_tables_of_levers_are_those_of_the_results() -> None:
     rows = results("omcda_lever")
     names = ["omcda", "omcda_wo_cda", "omcda_rd_once", "omcda_wo_dq"]
