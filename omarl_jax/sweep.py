@@ -2,9 +2,9 @@
 
 A *run group* is the runs that share one program: same method, static hyperparameters, task, data recipe and number of
 updates. The order of its runs and their placement are written to `groups/<hash>/group.json` before its first update,
-since another placement rounds differently; a group that was killed continues from its checkpoint with the same placement
-and ends with the same numbers. If memory proves too small, fewer runs are placed side by side, but only as long as there
-is no checkpoint.
+since another placement rounds differently; a group that was killed continues from its checkpoint with the same
+placement and ends with the same numbers. If memory proves too small, fewer runs are placed side by side, but only as
+long as there is no checkpoint.
 
 Several sweeps of one folder, on one machine or many, share its groups: each is claimed by one of them (see `leases`).
 """
