@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from omarl_jax.errors import UserError
 from omarl_jax.files import digests, replacing, require_digests
+from omarl_jax.placement import is_out_of_memory
 from omarl_jax.schemas import parse, to_json
 
 _DIGESTS = "digests.json"  # of all files of a checkpoint, written last
@@ -66,6 +67,7 @@ class Checkpoints:
 
         Raises:
             UserError: if no checkpoint can be read, or they belong to something else.
+            jax.errors.JaxRuntimeError: if a device has no room for the state.
         """
 
         def described(x: Any) -> Any:  # arrays on the host describe themselves
@@ -81,6 +83,8 @@ class Checkpoints:
                 self._require_whole(updates)
                 state = self._manager.restore(updates, args=target)
             except Exception as error:  # Orbax raises many kinds, whatever it stumbles over
+                if is_out_of_memory(error):  # the checkpoint is as it should be
+                    raise
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 reasons[updates] = f"{kind}{error}".splitlines()[0][:300].rstrip(".")
                 continue

@@ -29,8 +29,8 @@ class Grid:
         evaluations: evaluations during training, evenly spread, the last one at its end; fewer where updates are few.
         episodes: of each of them.
         final_episodes: of the last policy.
-        side_by_side: most runs that a device trains together (see `Placement.default`); for an accelerator whose memory
-            has no room for all runs of a program. Run groups that have started keep their original value.
+        side_by_side: most runs that a device trains together (see `Placement.default`); by default as many as its
+            memory holds (see `placement.plan`). Run groups that have started keep their original value.
     """
 
     runs: list[Run]

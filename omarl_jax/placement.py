@@ -1,19 +1,25 @@
 """Where and when runs are computed: on which devices, side by side or one after the other.
 
 A compiled program has a fixed number of *slots*, each of which works on one run. With more runs than slots it is called
-several times; `schedule` says with which runs.
+several times; `schedule` says with which runs. `plan` says how many slots a device has memory for.
 """
 
+import contextlib
 import dataclasses
+import gc
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _RUNS = PartitionSpec("runs")
+
+SHARE = 0.9
+"""Of a device's free memory that training may need. The rest is for what the compiled program does not tell: gaps
+between arrays, and evaluation beyond what training has freed by then. Our own choice."""
 
 
 def schedule(n_runs: int, slots: int, updates: int) -> list[tuple[list[int], int]]:
@@ -54,6 +60,11 @@ class Placement:
 
     slots: int
     devices: int
+
+    @property
+    def side_by_side(self) -> int:
+        """The slots of one device."""
+        return self.slots // self.devices
 
     @staticmethod
     def default(n_runs: int, side_by_side: int | None = None) -> "Placement":
@@ -108,8 +119,16 @@ class Placement:
 
     def shard_runs(self, runs: Any, ids: Sequence[int]) -> Any:
         """Takes some runs out of (R, …) arrays and puts each where its slot is computed."""
-        taken = jax.tree.map(lambda x: x[np.array(ids)], runs)
-        return jax.device_put(taken, NamedSharding(self._mesh, _RUNS))
+        return self.put(jax.tree.map(lambda x: x[np.array(ids)], runs))
+
+    def put(self, slots: Any) -> Any:
+        """Puts (S, …) arrays where their slots are computed; those that are there stay as they are."""
+        return jax.device_put(slots, NamedSharding(self._mesh, _RUNS))
+
+    def described(self, runs: Any) -> Any:
+        """The shapes, dtypes and places that `shard_runs` would give arrays (R, …), without any memory."""
+        place = NamedSharding(self._mesh, _RUNS)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.slots, *x.shape[1:]), x.dtype, sharding=place), runs)
 
     def replicate(self, shared: Any) -> Any:
         """Puts a copy of the arrays on every device."""
@@ -118,6 +137,100 @@ class Placement:
     @property
     def _mesh(self) -> Mesh:
         return Mesh(np.array(jax.devices()[: self.devices]), ("runs",), axis_types=(AxisType.Auto,))
+
+
+class OutOfMemory(Exception):
+    """A device has no room for the runs of a program."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room, while it compiled or computed."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextlib.contextmanager
+def naming_out_of_memory() -> Iterator[None]:
+    """Raises `OutOfMemory` in place of the backend's error."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(str(error)) from error
+        raise
+
+
+def needed_memory(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of each device that a compiled program needs, arguments and results included; None if it does not say."""
+    if (stats := compiled.memory_analysis()) is None:
+        return None
+    arrays = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return int(arrays + stats.temp_size_in_bytes)
+
+
+def free_memory() -> int | None:
+    """Bytes that every device of this process has free; None where devices do not say, as CPUs."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("bytes_limit" in each for each in stats):
+        return None
+    return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+
+
+def widest(fixed: float, per_run: float, free: float) -> int:
+    """Most runs that a device has room for side by side; one where there is room for none.
+
+    Args:
+        fixed: bytes that the program needs however many runs it has, as for data.
+        per_run: bytes that each run adds, above 0.
+        free: bytes.
+    """
+    return max(1, math.floor((free - fixed) / per_run))
+
+
+class Compilable(Protocol):
+    """What `plan` chooses a placement for, a `Trainer`."""
+
+    placement: Placement
+
+    def compile(self, updates: int) -> int | None:
+        """Compiles the program of a chunk, and returns the bytes of each device that it needs, if these are known."""
+
+
+_C = TypeVar("_C", bound=Compilable)
+
+
+def plan(make: Callable[[Placement], _C], n_runs: int, updates: int, most: int | None = None) -> tuple[_C, int | None]:
+    """The trainer with the largest batches of runs that devices have room for, by what its compiled program needs.
+
+    The batches of a device have about the same size. If all its runs are too many, half of them are compiled; if these
+    are too many, what both need gives a line, fixed bytes and bytes for each run, which says how many fit. So a plan
+    seldom compiles more than three programs, and one if all runs fit. On CPUs it changes nothing.
+
+    Args:
+        make: makes the trainer, which must not put its runs on the devices before they are asked for.
+        n_runs: R, the number of runs.
+        updates: of its first chunk.
+        most: runs that a device may compute together.
+
+    Returns:
+        the trainer, compiled, and the bytes of each device that it needs, if these are known.
+    """
+    gc.collect()  # frees what earlier trainers held
+    free = free_memory()
+    placement, known = Placement.default(n_runs, most), list[tuple[int, int]]()  # (side by side, bytes)
+    while True:
+        trainer, width = make(placement), placement.side_by_side
+        needed = trainer.compile(updates)
+        if free is None or needed is None or needed <= SHARE * free or width == 1:
+            return trainer, needed
+        known.append((width, needed))
+        fitting = -(-width // 2)
+        if len(known) > 1:
+            (more, bytes_of_more), (fewer, bytes_of_fewer) = known[-2:]
+            per_run = max(1.0, (bytes_of_more - bytes_of_fewer) / (more - fewer))
+            fitting = min(widest(bytes_of_fewer - per_run * fewer, per_run, SHARE * free), width - 1)
+        placement = Placement.default(n_runs, fitting)
+        del trainer
+        gc.collect()
 
 
 def fetch(tree: Any) -> Any:

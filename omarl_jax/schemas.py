@@ -141,6 +141,7 @@ class GroupState(Environment, kw_only=True):
     placement: Placed
     settings: dict[str, Count]
     data: Names
+    memory: Index | None = None  # bytes of each device that training needs
 
 
 class Progress(Struct):

@@ -1,9 +1,10 @@
 """Sweeps: the runs of a grid, trained in groups, resumed after a kill.
 
 A *run group* is the runs that share one program: same method, static hyperparameters, task, data recipe and number of
-updates. The order of its runs and their placement are written to `groups/<hash>/group.json` when it first starts, since
-another placement rounds differently; a group that was killed continues from its checkpoint with the same placement and
-ends with the same numbers.
+updates. The order of its runs and their placement are written to `groups/<hash>/group.json` before its first update,
+since another placement rounds differently; a group that was killed continues from its checkpoint with the same
+placement and ends with the same numbers. If memory proves too small, fewer runs are placed side by side, but only as
+long as there is no checkpoint.
 
 Several sweeps of one folder, on one machine or many, share its groups: each is claimed by one of them (see `leases`).
 """
@@ -11,6 +12,7 @@ Several sweeps of one folder, on one machine or many, share its groups: each is 
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -36,7 +38,7 @@ from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
 from omarl_jax.leases import Claim, Leases, Outdated, pause
 from omarl_jax.parts import train_parts
-from omarl_jax.placement import Placement
+from omarl_jax.placement import OutOfMemory, Placement, naming_out_of_memory, plan
 from omarl_jax.runs import Run, RunFolder, environment_record
 from omarl_jax.schemas import GroupState, Placed, RunRecord, read, to_json
 from omarl_jax.tasks import find_env, reference_metadata
@@ -53,8 +55,8 @@ class Progress(NamedTuple):
         unit: `score` if the task has a reference to normalise with, else `return`.
         value: mean of the last evaluation over the runs that have not diverged, in this unit; NaN if all have, or if
             there was none.
-        part: the policy that is trained before the method, and how far it is; or that another worker has the group;
-            otherwise empty.
+        part: the policy that is trained before the method, and how far it is; or that another worker has the group; or
+            the memory that training is about to take; otherwise empty.
     """
 
     updates: int
@@ -210,8 +212,28 @@ def train_group(
         wandb: a Weights & Biases project to log to.
 
     Raises:
+        UserError: if devices have no room for runs that have begun, or for a single one.
         Outdated: as in `sweep`.
     """
+    most = grid.side_by_side
+    while True:
+        try:
+            return _train_group(runs, grid, out, claim, report, wandb, most)
+        except OutOfMemory:
+            most = _fewer(_group_folder(runs, out), grid.side_by_side)
+        gc.collect()  # after the error, which held what did not fit
+
+
+def _train_group(
+    runs: Sequence[Run],
+    grid: Grid,
+    out: pathlib.Path,
+    claim: Claim,
+    report: Callable[[Progress], None],
+    wandb: str | None,
+    most: int | None,
+) -> None:
+    """`train_group` with at most so many runs side by side, or as `OutOfMemory` ends it."""
     first = runs[0]
     env = find_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
@@ -222,18 +244,35 @@ def train_group(
     folder = _group_folder(runs, out)
     claim.check()
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
-    placement, origin = _start(folder, runs, settings, hashes, grid.side_by_side)
+    placement, origin = _start(folder, runs, settings, hashes, most)
     method, configs, seeds = algorithms.find(first.algorithm), [run.config for run in runs], [run.seed for run in runs]
 
     def of_part(name: str, updates: int) -> None:
         report(Progress(0, part=f"{name} policy, {updates:,} updates"))
 
     parts = train_parts(method, configs, seeds, datasets, data_of, out / "parts", of_part)
-    trainer = Trainer(method, configs, seeds, datasets, data_of, env, placement, first.updates, parts)
+
+    def make(placement: Placement) -> Trainer:
+        return Trainer(method, configs, seeds, datasets, data_of, env, placement, first.updates, parts)
+
     claim.check()
-    with contextlib.ExitStack() as opened:
+    with naming_out_of_memory(), contextlib.ExitStack() as opened:
+        if Checkpoints.any_in(folder / "checkpoints"):
+            trainer = make(placement)
+        else:
+            updates = chunk_ends(first.updates, grid.evaluations)[0]
+            if grid.side_by_side is None:
+                trainer, memory = plan(make, len(runs), updates, most)
+            else:
+                trainer = make(placement)
+                memory = trainer.compile(updates)
+            claim.check()
+            _write_plan(folder / "group.json", trainer.placement, memory)
+            if memory is not None:
+                each = trainer.placement.side_by_side
+                report(Progress(0, part=f"{each} side by side, about {_megabytes(memory)} of each device"))
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
-        if (saved := checkpoints.restore(trainer.runs)) is not None:
+        if (saved := checkpoints.restore(trainer.described())) is not None:
             trainer.resume(*saved)
             report(Progress(trainer.updates))
         outputs: dict[int, _Output] = {}
@@ -244,7 +283,7 @@ def train_group(
                 outputs[i] = opened.enter_context(
                     contextlib.closing(_Output(run, run_folder, claim, trainer.updates, wandb))
                 )
-        del datasets  # the trainer has them
+        datasets.clear()  # the trainer has them
         _train(trainer, grid, first.updates, outputs, checkpoints, claim, report, origin)
 
 
@@ -454,6 +493,43 @@ def _start(
             f"delete '{path.parent}' to start these runs again."
         )
     return placement, origin
+
+
+def _write_plan(path: pathlib.Path, placement: Placement, memory: int | None) -> None:
+    """Writes where a group that has just started will be trained, and the memory that it needs."""
+    placed = Placed(**dataclasses.asdict(placement))
+    state = msgspec.structs.replace(read(path, GroupState), placement=placed, memory=memory)
+    with replacing(path) as file:
+        file.write(to_json(state))
+
+
+def _fewer(folder: pathlib.Path, asked: int | None) -> int:
+    """How many runs to try side by side after those in `group.json` did not fit.
+
+    Raises:
+        UserError: if they have begun, the user asked for so many, or it was a single one.
+    """
+    state = read(folder / "group.json", GroupState)
+    side_by_side = Placement(**msgspec.structs.asdict(state.placement)).side_by_side
+    needed = "" if state.memory is None else f"; training alone needs about {_megabytes(state.memory)}"
+    if Checkpoints.any_in(folder / "checkpoints"):
+        raise UserError(
+            f"These runs began with {side_by_side} side by side on each device, for which the memory here is too "
+            f"small{needed}: start the sweep again on a device with more memory, where they go on, or delete "
+            f"'{folder}' to start them again."
+        )
+    if side_by_side == 1:
+        raise UserError(f"The memory of a device is too small for a single one of these runs{needed}.")
+    if asked is not None:
+        raise UserError(
+            f"The memory of a device is too small for {side_by_side} of these runs side by side{needed}: give a "
+            "smaller side_by_side, or none."
+        )
+    return -(-side_by_side // 2)
+
+
+def _megabytes(memory: int) -> str:
+    return f"{math.ceil(memory / 1e6):,} MB"
 
 
 def _listed(settings: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ run. Randomness is `fold_in(run key, update)`, and the run key depends on the se
 size of the chunk, the neighbours in the program, or the number of devices.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from omarl_jax import rollout
 from omarl_jax.algorithms import Method
 from omarl_jax.data.dataset import Dataset, DeviceData, IndexRange, concat_datasets, sample
 from omarl_jax.errors import UserError
-from omarl_jax.placement import Placement, fetch, schedule, write
+from omarl_jax.placement import Placement, fetch, needed_memory, schedule, write
 from omarl_jax.types import Context, Metrics, TaskSpec
 
 _log = logging.getLogger(__name__)
@@ -72,11 +73,7 @@ class Trainer:
 
     Attributes:
         updates: updates made with each run.
-        runs: the state of every run, (R, …): on the devices if there is a slot for each run (then it is (S, …), where
-            the remaining slots repeat the last run), and otherwise on the host.
     """
-
-    runs: RunState
 
     def __init__(
         self,
@@ -117,13 +114,43 @@ class Trainer:
 
         stats = [dataset.stats() for dataset in datasets]
         given = config, init_keys, _stacked([stats[data] for data in data_of]), dict(parts or {})
-        start = jax.jit(self.placement.map_runs(init))
-        if self._at_once:
-            self.runs = start(self.placement.shard_runs(given, self._ids), jnp.int32(all_updates))
-        else:
-            self.runs = self.placement.run_all(start, self.n_runs, given, jnp.int32(all_updates))
+        self._start, self._start_with = jax.jit(self.placement.map_runs(init)), (given, jnp.int32(all_updates))
         self._programs: dict[int, Callable[..., tuple[RunState, Metrics]]] = {}
         self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
+
+    @functools.cached_property
+    def runs(self) -> RunState:
+        """The state of every run, (R, …), made when it is first asked for.
+
+        It lies on the devices if there is a slot for each run (then it is (S, …), where the remaining slots repeat the
+        last run), and otherwise on the host.
+        """
+        given, all_updates = self._start_with
+        if self._at_once:
+            return self._start(self.placement.shard_runs(given, self._ids), all_updates)
+        return self.placement.run_all(self._start, self.n_runs, given, all_updates)
+
+    def described(self) -> RunState:
+        """The shapes, dtypes and places of `runs`, to read a checkpoint into."""
+        if self._at_once:
+            return self._described_slots()
+        return jax.tree.map(lambda x: np.empty((self.n_runs, *x.shape[1:]), x.dtype), self._described_slots())
+
+    def _described_slots(self) -> RunState:
+        given, all_updates = self._start_with
+        return self.placement.described(jax.eval_shape(self._start, self.placement.described(given), all_updates))
+
+    def compile(self, updates: int) -> int | None:
+        """Compiles the program that `advance` begins with, before the runs take any memory.
+
+        Returns:
+            bytes of each device that it needs, the data included; None if the backend does not say.
+        """
+        length = schedule(self.n_runs, self.placement.slots, updates)[0][1]
+        inputs = self.placement.described(self._inputs)
+        compiled = self._program(length).lower(self._described_slots(), inputs, self._data).compile()
+        self._programs[length] = compiled
+        return needed_memory(compiled)
 
     def advance(self, updates: int) -> dict[str, np.ndarray]:
         """Makes updates with every run.
@@ -175,14 +202,14 @@ class Trainer:
     def resume(self, runs: RunState, updates: int) -> None:
         """Continues from a state that was saved."""
         self.updates = updates
-        self.runs = self.placement.shard_runs(runs, self._ids) if self._at_once else jax.tree.map(np.array, runs)
+        self.runs = self.placement.put(runs) if self._at_once else jax.tree.map(np.array, runs)
 
     def chunk(self, updates: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The training program and its arguments, for export and inspection."""
         slots = self.placement.shard_runs((self.runs, self._inputs), self._ids)
         return self.placement.map_runs(self._train_run(updates)), (slots, self._data)
 
-    def _program(self, updates: int) -> Callable[..., tuple[RunState, Metrics]]:
+    def _program(self, updates: int) -> jax.stages.Wrapped:
         mapped = self.placement.map_runs(self._train_run(updates))
         return jax.jit(lambda runs, inputs, data: mapped((runs, inputs), data), donate_argnums=0)
 
@@ -225,8 +252,8 @@ class Trainer:
             policy, config, key = run
             algorithm = self.method.make(config, self.spec)
             key = jax.random.fold_in(key, updates)
-            side_by_side = self.placement.slots // self.placement.devices
-            return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes, policies=side_by_side)
+            policies = self.placement.side_by_side
+            return rollout.evaluate(env, algorithm.act, algorithm.carry, policy, key, episodes, policies=policies)
 
         return evaluate
 

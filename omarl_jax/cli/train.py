@@ -54,7 +54,7 @@ def train_with(algorithm: str, arguments: Sequence[str]) -> int:
         ("evaluations", int, 20, "Evaluations during training.", None),
         ("episodes", int, 32, "Episodes of each of them.", None),
         ("final_episodes", int, 1000, "Episodes of the last policy.", None),
-        ("side_by_side", int | None, None, "Most runs that a device trains together.", "all; on a CPU, one"),
+        ("side_by_side", int | None, None, "Most runs that a device trains together.", "all that fit; on a CPU, one"),
         ("option", tuple[str, ...], (), "Constructor arguments of the task, as name=value.", None),
         (
             "deterministic",
