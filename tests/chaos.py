@@ -31,8 +31,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 # Before the import, which reads them: programs are compiled once, and what is imported must have no threads to fork.
-CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "NO_COLOR": "1"}
+CACHE = {
+    "JAX_DEFAULT_MATMUL_PRECISION": "float32",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 for name, value in CACHE.items():
     os.environ.setdefault(name, value)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "omarl-chaos-programs"))
@@ -216,6 +220,7 @@ class Chaos:
             (self._until_killed_on_ray if self.name == "ray" else self._until_killed)(out, kills)
             require_equal(content(out), self._expected)
             self.compared += 1
+            print(f"{self.name}: ended, and equal", flush=True)
             shutil.rmtree(out)
 
     def _count(self, where: str) -> None:
