@@ -1,4 +1,4 @@
-"""The short form of `chaos.py`: a few kills of a training and of a collection; `make test-slow` has more."""
+"""Short forms of `chaos.py`: commands that are killed at random and started again end with the same numbers."""
 
 import json
 import pathlib
@@ -17,6 +17,7 @@ def chaos(out, kills, *kinds):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_again_and_again_ends_with_the_same_numbers(tmp_path):
     figures = chaos(tmp_path / "figures.json", 6, "training")["training"]
     assert figures["kills"] == sum(figures["where"].values()) == 6
