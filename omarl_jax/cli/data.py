@@ -34,8 +34,7 @@ def collect(
     storage.require_new(out)
     with console.status("Making the data (replay data take a minute or more)"):
         made = load_dataset(task, dataset, seed, size, **pairs(option))
-    storage.save(made, out)
-    card.write(card.card(made), out)
+    storage.save(made, out, lambda partial: card.write(card.card(made), partial))
     console.print(f"{made.size:,} transitions, mean return {made.metadata['mean_return']:.1f} -> {out}")
 
 
@@ -177,8 +176,7 @@ def import_(
 
     storage.require_new(out)
     made = macqr_csv.read_csv(file, **pairs(option))
-    storage.save(made, out)
-    card.write(card.card(made), out)
+    storage.save(made, out, lambda partial: card.write(card.card(made), partial))
     mean = made.metadata.get("mean_return")
     returns = "no whole episode" if mean is None else f"mean return {mean:.1f}"
     console.print(f"{made.size:,} transitions, {returns} -> {out}")

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,12 +29,13 @@ FORMAT = 1
 _DESCRIPTION = "dataset.json"
 
 
-def save(dataset: Dataset, folder: str | Path) -> None:
+def save(dataset: Dataset, folder: str | Path, more: Callable[[Path], object] = lambda partial: None) -> None:
     """Writes a dataset to a new folder, which appears complete or, whatever happens, not at all.
 
     Args:
         dataset: a valid dataset, whose metadata are JSON values (numpy scalars and arrays are converted).
         folder: must not exist; its parents are made.
+        more: writes further files, such as the card, into the folder that it is given; they appear with the dataset.
 
     Raises:
         UserError: if the dataset is not valid, the folder exists, or it cannot be written (full disk, no permission).
@@ -62,6 +64,7 @@ def save(dataset: Dataset, folder: str | Path) -> None:
         with open(partial / _DESCRIPTION, "wb") as file:
             file.write(text)
             _to_disk(file)
+        more(partial)
         _folder_to_disk(partial)
         partial.rename(folder)
         _folder_to_disk(folder.parent)

@@ -277,6 +277,21 @@ def test_an_interruption_leaves_nothing(continuous: Dataset, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_further_files_appear_with_the_dataset_or_not_at_all(continuous: Dataset, tmp_path: Path):
+    """So a command that was killed between the two can be started again."""
+
+    def stopped(partial: Path) -> None:
+        (partial / "card.md").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(continuous, tmp_path / "toy", stopped)
+    assert not list(tmp_path.iterdir())
+    save(continuous, tmp_path / "toy", lambda partial: (partial / "card.md").write_text("whole"))
+    assert (tmp_path / "toy" / "card.md").read_text() == "whole"
+    verify(tmp_path / "toy")
+
+
 def test_a_place_that_cannot_be_written_is_named(continuous: Dataset, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/toy' cannot be written: (Not a directory|File exists)"):
