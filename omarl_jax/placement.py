@@ -2,6 +2,9 @@
 
 A compiled program has a fixed number of *slots*, each of which works on one run. With more runs than slots it is called
 several times; `schedule` says with which runs.
+
+The devices may be those of several processes (see `distributed`), which then all call the same in the same order, with
+the same values on their hosts; each puts on its own devices what belongs there.
 """
 
 import dataclasses
@@ -11,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _RUNS = PartitionSpec("runs")
@@ -60,13 +64,14 @@ class Placement:
         """All devices; on accelerators a slot for every run, on a CPU one for every device.
 
         A CPU's caches hold the activations of one run but not of several, and its cores are busy with one anyway.
+        Several processes take all devices even for few runs, since each needs a part of what is computed.
 
         Args:
             n_runs: the number of runs.
             side_by_side: most runs that a device computes together, where its memory has no room for more; then runs
                 are computed in batches of about the same size.
         """
-        devices = min(jax.device_count(), n_runs)
+        devices = jax.device_count() if jax.process_count() > 1 else min(jax.device_count(), n_runs)
         of_a_device = -(-n_runs // devices)
         batches = -(-of_a_device // (side_by_side or (1 if jax.default_backend() == "cpu" else of_a_device)))
         return Placement(-(-of_a_device // batches) * devices, devices)
@@ -107,13 +112,16 @@ class Placement:
         return done
 
     def shard_runs(self, runs: Any, ids: Sequence[int]) -> Any:
-        """Takes some runs out of (R, …) arrays and puts each where its slot is computed."""
-        taken = jax.tree.map(lambda x: x[np.array(ids)], runs)
-        return jax.device_put(taken, NamedSharding(self._mesh, _RUNS))
+        """Takes some runs out of (R, …) arrays and puts each where its slot is computed.
+
+        Arrays on devices of several processes are there already, (S, …).
+        """
+        taken = jax.tree.map(lambda x: x if _of_several(x) else x[np.array(ids)], runs)
+        return _put(taken, NamedSharding(self._mesh, _RUNS))
 
     def replicate(self, shared: Any) -> Any:
         """Puts a copy of the arrays on every device."""
-        return jax.device_put(shared, NamedSharding(self._mesh, PartitionSpec()))
+        return _put(shared, NamedSharding(self._mesh, PartitionSpec()))
 
     @property
     def _mesh(self) -> Mesh:
@@ -121,8 +129,31 @@ class Placement:
 
 
 def fetch(tree: Any) -> Any:
-    """Copies arrays from the devices to the host."""
-    return jax.tree.map(np.asarray, tree)
+    """Copies arrays from the devices to the host; those of several processes to the hosts of all."""
+    return jax.tree.map(
+        lambda x: multihost_utils.process_allgather(x, tiled=True) if _of_several(x) else np.asarray(x), tree
+    )
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any) -> jax.Array:
+        if _of_several(x):
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        # `device_put` would send the whole array to all processes, to compare it.
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def _of_several(x: Any) -> bool:
+    """Whether a part of an array is on devices of another process."""
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def write(runs: Any, ids: Sequence[int], part: Any) -> None:

@@ -1,0 +1,1 @@
+"""One sweep on several processes, with the numbers of a single one."""
