@@ -1,8 +1,8 @@
 """One program on several processes: a sweep that trains each run group on the devices of many hosts together.
 
 All processes do the same in the same order, and compute together. What depends on files is decided by the first one,
-which tells the others (`of_first`): only it writes, and only it has claims. A mistake that it finds is raised by all, so
-that all go on to the next group.
+which tells the others (`of_first`): only it writes, and only it has claims. A mistake that it finds is raised by all,
+so that all go on to the next group.
 
 Any other error belongs to one process, and the others would wait for it forever: it ends, and with it the others.
 """
@@ -172,7 +172,8 @@ def lost(error: Exception) -> Lost:
     """What is said of an error that is no mistake of the user."""
     reason = f"{type(error).__name__}: {error}".partition("\n")[0][:300].rstrip(".")
     return Lost(
-        f"Process {_place[0]} of {_place[1]} cannot go on ({reason}). If another one died, this is how it shows: {_AGAIN}."
+        f"Process {_place[0]} of {_place[1]} cannot go on ({reason}). If another one died, this is how it shows: "
+        f"{_AGAIN}."
     )
 
 
@@ -182,16 +183,20 @@ def _initialised() -> tuple[int, int]:
 
     # Its handler would keep a process alive that its launcher asks to end.
     jax.config.update("jax_enable_preemption_service", False)
-    given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
-    least = {"num_processes": 1, "process_id": 0}
-    numbers = {name: whole(f"JAX_{name.upper()}", _number(text), least[name]) for name, text in given.items() if text}
+    count, number = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0)  # JAX reads only the address
     try:
-        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=SECONDS, initialization_timeout=5 * SECONDS)
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=number,
+            heartbeat_timeout_seconds=SECONDS,
+            initialization_timeout=5 * SECONDS,
+        )
     except Exception as error:  # of many kinds, by what is missing
         reason = str(error).partition("\n")[0][:300].rstrip(".")
         raise Lost(
-            f"--distributed finds no other processes ({reason}). Under SLURM's srun and on TPUs it needs nothing; elsewhere "
-            "set JAX_COORDINATOR_ADDRESS to host:port of the first process, JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0."
+            f"--distributed finds no other processes ({reason}). Under SLURM's srun and on TPUs it needs nothing; "
+            "elsewhere set JAX_COORDINATOR_ADDRESS to host:port of the first process, JAX_NUM_PROCESSES to their "
+            "number, and JAX_PROCESS_ID to that of each, from 0."
         ) from None
     place = jax.process_index(), jax.process_count()
     if place[1] == 1:
@@ -199,11 +204,12 @@ def _initialised() -> tuple[int, int]:
     return place
 
 
-def _number(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        return text
+def _number(name: str, least: int) -> int | None:
+    """A whole number in the environment, None if it is not there."""
+    text = os.environ.get(name)
+    if not text:
+        return None
+    return whole(name, int(text) if text.isdecimal() else text, least)
 
 
 def _watched(complain: Callable[[str], None]) -> Callable[[], None]:
@@ -215,8 +221,8 @@ def _watched(complain: Callable[[str], None]) -> Callable[[], None]:
             signal.signal(number, signal.SIG_IGN)
         if not os.read(reader, 1):
             complain(
-                f"This process of the sweep was ended from outside Python: it was killed, or another one died or was not "
-                f"heard of for {SECONDS} seconds. Find out which was first, and {_AGAIN}."
+                "This process of the sweep was ended: it was killed, or another one died or was not heard of for "
+                f"{SECONDS} seconds. Find out which was the first, and {_AGAIN}."
             )
         os._exit(0)
     os.close(reader)

@@ -273,7 +273,7 @@ def train_group(
                     )
 
         distributed.of_first(open_outputs)
-        del datasets  # the trainer has them
+        datasets.clear()  # the trainer has them
         _train(trainer, grid, first.updates, outputs, checkpoints, claim, report, origin)
 
 
@@ -354,7 +354,7 @@ def _train(
         origin: the environment in which they started, as `environment_record` has it; empty if it is this one.
     """
 
-    def _log(chunk: Chunk) -> None:
+    def log(chunk: Chunk) -> None:
         for i, output in outputs.items():
             output.log(chunk, i)
         claim.check()
@@ -362,7 +362,7 @@ def _train(
     reference = None if trainer.env is None else trainer.env.reference
     rates = []
     for chunk in fit(trainer, updates, grid.evaluations, grid.episodes):
-        distributed.of_first(lambda: _log(chunk))
+        distributed.of_first(functools.partial(log, chunk))
         checkpoints.save(trainer.updates, trainer.runs)
         rates.append(chunk.updates_per_second)
         finite = () if chunk.returns is None else chunk.returns[trainer.diverged_at < 0]
