@@ -121,6 +121,19 @@ def test_when_one_process_dies_the_other_ends_with_a_sentence_and_the_next_start
     assert_equal(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
+def test_parts_and_more_runs_than_slots_have_these_bits_too(tmp_path):
+    """Six runs take turns on four devices; a policy is trained before them, kept on disk, and read by all."""
+    text = GRID.replace("[0, 1, 2, 3]", "[0, 1, 2, 3, 4, 5]").replace('"bc"', '"omcda"')
+    grid = written_grid(tmp_path, text.replace("batch_size = 16", "batch_size = 16, behaviour_updates = 40"))
+    for code, _, err in map(ended, start_together([grid, grid], tmp_path / "two")):
+        assert code == 0, err
+    code, _, err = ended(start(grid, tmp_path / "one", JAX_NUM_CPU_DEVICES="4"))
+    assert code == 0, err
+    assert_equal(tmp_path / "one", tmp_path / "two", runs=6)
+    assert len(list(tmp_path.glob("two/parts/*.npz"))) == 6
+
+
 def test_processes_with_other_grids_end_with_a_sentence(tmp_path):
     (tmp_path / "other").mkdir()
     grids = written_grid(tmp_path), written_grid(tmp_path / "other", GRID.replace("updates = 6", "updates = 7"))
