@@ -6,11 +6,13 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from omarl_jax import distributed
 from omarl_jax.errors import UserError
 from omarl_jax.files import digests, replacing, require_digests
-from omarl_jax.placement import is_out_of_memory
+from omarl_jax.placement import fetch, is_out_of_memory
 from omarl_jax.schemas import parse, to_json
 
 _DIGESTS = "digests.json"  # of all files of a checkpoint, written last
@@ -19,6 +21,8 @@ _DIGESTS = "digests.json"  # of all files of a checkpoint, written last
 class Checkpoints:
     """The checkpoints of one program, the last two of them.
 
+    Where a program runs on several processes, all call the same, and the first one reads and writes.
+
     Args:
         folder: where they lie; made when the first one is saved.
     """
@@ -26,8 +30,20 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path):
         logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file it writes
         self.folder = folder
+        distributed.of_first(self._open)
+
+    def _open(self) -> None:
+        folder, alone = self.folder, ocp.options.MultiprocessingOptions()
         try:
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            if distributed.several():  # Orbax would wait for the others
+                alone = ocp.options.MultiprocessingOptions(active_processes={0})
+                folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                enable_async_checkpointing=False,
+                create=not distributed.several(),
+                multiprocessing_options=alone,
+            )
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except OSError as error:
             raise UserError(f"The checkpoint folder '{folder}' cannot be used: {error.strerror or error}.") from None
@@ -44,6 +60,11 @@ class Checkpoints:
 
     def save(self, updates: int, tree: Any) -> None:
         """Saves a state after so many updates. If it crashes meanwhile, the previous checkpoint serves."""
+        if distributed.several():
+            tree = fetch(tree)
+        distributed.of_first(lambda: self._save(updates, tree))
+
+    def _save(self, updates: int, tree: Any) -> None:
         try:
             for left in [*self.folder.glob(f"{updates}"), *self.folder.glob(f"{updates}.*")]:
                 shutil.rmtree(left)  # by a worker that was stopped in the middle of saving the same
@@ -69,7 +90,20 @@ class Checkpoints:
             UserError: if no checkpoint can be read, or they belong to something else.
             jax.errors.JaxRuntimeError: if a device has no room for the state.
         """
+        if not distributed.several():
+            return self._restore(like)
+        restored: list[Any] = []
+        like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)  # without memory
 
+        def read() -> int:
+            restored.append(self._restore(like))
+            return 0 if restored[0] is None else restored[0][1]
+
+        if not (updates := distributed.of_first(read)):
+            return None
+        return distributed.arrays_of_first(restored[0][0] if restored else None, like), updates
+
+    def _restore(self, like: Any) -> tuple[Any, int] | None:
         def described(x: Any) -> Any:  # arrays on the host describe themselves
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
@@ -115,4 +149,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for unfinished writes and releases the folder."""
-        self._manager.close()
+        if distributed.first():
+            self._manager.close()

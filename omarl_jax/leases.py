@@ -26,6 +26,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 
+from omarl_jax import distributed
 from omarl_jax.errors import UserError
 
 SECONDS = 60.0
@@ -98,23 +99,28 @@ class Leases:
     def claim(self, names: Iterable[str]) -> Iterator[Claim | None]:
         """Claims all of some names until the end of the context, or none if another worker has one of them.
 
+        Several processes that are one worker claim them together: the first one does, and the others hold nothing.
+
         Raises:
             UserError: if the folder cannot be written, or a worker there has other versions.
         """
-        names = sorted(names)
+        names, claim = sorted(names), Claim(self.folder, "")
         with contextlib.ExitStack() as opened:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                claim, standing = None, self._standing()
-                if not any(self._held(self.folder / f"{name}.{standing[name]}") for name in names if name in standing):
-                    worker = opened.enter_context(_alive(self.folder / "workers", self._versions))
-                    claim = Claim(self.folder, worker)
+
+            def take() -> bool:
+                nonlocal claim
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    standing = self._standing()
+                    if any(self._held(self.folder / f"{name}.{standing[name]}") for name in names if name in standing):
+                        return False
+                    claim = Claim(self.folder, opened.enter_context(_alive(self.folder / "workers", self._versions)))
                     opened.callback(claim.give_back)
-                    if not all(claim.take(name, standing.get(name, 0) + 1) for name in names):
-                        claim = None
-            except OSError as error:
-                raise UserError(f"'{self.folder}' cannot be written: {error.strerror or error}.") from None
-            yield claim
+                    return all(claim.take(name, standing.get(name, 0) + 1) for name in names)
+                except OSError as error:
+                    raise UserError(f"'{self.folder}' cannot be written: {error.strerror or error}.") from None
+
+            yield claim if distributed.of_first(take) else None
 
     @contextlib.contextmanager
     def wait(self, names: Iterable[str]) -> Iterator[Claim]:

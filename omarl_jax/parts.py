@@ -6,6 +6,7 @@ trained part is kept on disk like data, and a training that was killed continues
 """
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import algorithms
+from omarl_jax import algorithms, distributed
 from omarl_jax.algorithms import Method
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data import storage
@@ -110,17 +111,26 @@ def _trained(
     identity = short_hash(algorithms.part_identity(part, spec) | {"rule": [HELD_OUT, CHECKS, PATIENCE, _BATCHES]})
     hashes = {data: storage.content_hash(datasets[data])[:8] for data, _ in learners}
     files = {(data, seed): cache / f"{name}_{identity}_{hashes[data]}_seed{seed}.npz" for data, seed in learners}
-    if not all(file.exists() for file in files.values()):
+
+    def absent() -> list[int]:
+        return distributed.of_first(lambda: [i for i, file in enumerate(files.values()) if not file.exists()])
+
+    if absent():
         with Leases(cache / "leases").wait(file.stem for file in files.values()) as claim:
-            if missing := [learner for learner in learners if not files[learner].exists()]:  # by another, meanwhile
+            if missing := [learners[i] for i in absent()]:  # by another, meanwhile
                 folder = cache / short_hash({"files": [files[learner].name for learner in missing]})
-                made = _train(name, part, missing, datasets, folder / "checkpoints", report, claim.check)
-                claim.check()
+                check = functools.partial(distributed.of_first, claim.check)
+                made = _train(name, part, missing, datasets, folder / "checkpoints", report, check)
                 config = algorithms.find(part.algorithm).configure(spec, part.hyperparameters)
-                for learner, one in zip(missing, made, strict=True):
-                    numbers = {"updates": one.updates, part.metric: one.metric}
-                    save_policy(files[learner], part.algorithm, config, spec, one.policy, metadata | numbers)
-                shutil.rmtree(folder)
+
+                def keep() -> None:
+                    claim.check()
+                    for learner, one in zip(missing, made, strict=True):
+                        numbers = {"updates": one.updates, part.metric: one.metric}
+                        save_policy(files[learner], part.algorithm, config, spec, one.policy, metadata | numbers)
+                    shutil.rmtree(folder)
+
+                distributed.of_first(keep)
     return {learner: load_policy(file).params for learner, file in files.items()}
 
 

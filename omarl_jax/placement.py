@@ -2,6 +2,9 @@
 
 A compiled program has a fixed number of *slots*, each of which works on one run. With more runs than slots it is called
 several times; `schedule` says with which runs. `plan` says how many slots a device has memory for.
+
+The devices may be those of several processes (see `distributed`), which then all call the same in the same order, with
+the same values on their hosts; each puts on its own devices what belongs there.
 """
 
 import contextlib
@@ -12,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from omarl_jax import distributed
 
 _RUNS = PartitionSpec("runs")
 
@@ -71,13 +78,14 @@ class Placement:
         """All devices; on accelerators a slot for every run, on a CPU one for every device.
 
         A CPU's caches hold the activations of one run but not of several, and its cores are busy with one anyway.
+        Several processes take all devices even for few runs, since each needs a part of what is computed.
 
         Args:
             n_runs: the number of runs.
             side_by_side: most runs that a device computes together, where its memory has no room for more; then runs
                 are computed in batches of about the same size.
         """
-        devices = min(jax.device_count(), n_runs)
+        devices = jax.device_count() if jax.process_count() > 1 else min(jax.device_count(), n_runs)
         of_a_device = -(-n_runs // devices)
         batches = -(-of_a_device // (side_by_side or (1 if jax.default_backend() == "cpu" else of_a_device)))
         return Placement(-(-of_a_device // batches) * devices, devices)
@@ -118,12 +126,15 @@ class Placement:
         return done
 
     def shard_runs(self, runs: Any, ids: Sequence[int]) -> Any:
-        """Takes some runs out of (R, …) arrays and puts each where its slot is computed."""
-        return self.put(jax.tree.map(lambda x: x[np.array(ids)], runs))
+        """Takes some runs out of (R, …) arrays and puts each where its slot is computed.
+
+        Arrays on devices of several processes are there already, (S, …).
+        """
+        return self.put(jax.tree.map(lambda x: x if _of_several(x) else x[np.array(ids)], runs))
 
     def put(self, slots: Any) -> Any:
         """Puts (S, …) arrays where their slots are computed; those that are there stay as they are."""
-        return jax.device_put(slots, NamedSharding(self._mesh, _RUNS))
+        return _put(slots, NamedSharding(self._mesh, _RUNS))
 
     def described(self, runs: Any) -> Any:
         """The shapes, dtypes and places that `shard_runs` would give arrays (R, …), without any memory."""
@@ -132,7 +143,7 @@ class Placement:
 
     def replicate(self, shared: Any) -> Any:
         """Puts a copy of the arrays on every device."""
-        return jax.device_put(shared, NamedSharding(self._mesh, PartitionSpec()))
+        return _put(shared, NamedSharding(self._mesh, PartitionSpec()))
 
     @property
     def _mesh(self) -> Mesh:
@@ -215,7 +226,7 @@ def plan(make: Callable[[Placement], _C], n_runs: int, updates: int, most: int |
         the trainer, compiled, and the bytes of each device that it needs, if these are known.
     """
     gc.collect()  # frees what earlier trainers held
-    free = free_memory()
+    free = distributed.of_first(free_memory)  # what several processes decide must be the same
     placement, known = Placement.default(n_runs, most), list[tuple[int, int]]()  # (side by side, bytes)
     while True:
         trainer, width = make(placement), placement.side_by_side
@@ -234,8 +245,31 @@ def plan(make: Callable[[Placement], _C], n_runs: int, updates: int, most: int |
 
 
 def fetch(tree: Any) -> Any:
-    """Copies arrays from the devices to the host."""
-    return jax.tree.map(np.asarray, tree)
+    """Copies arrays from the devices to the host; those of several processes to the hosts of all."""
+    return jax.tree.map(
+        lambda x: multihost_utils.process_allgather(x, tiled=True) if _of_several(x) else np.asarray(x), tree
+    )
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any) -> jax.Array:
+        if _of_several(x):
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        # `device_put` would send the whole array to all processes, to compare it.
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def _of_several(x: Any) -> bool:
+    """Whether a part of an array is on devices of another process."""
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def write(runs: Any, ids: Sequence[int], part: Any) -> None:

@@ -7,6 +7,7 @@ placement and ends with the same numbers. If memory proves too small, fewer runs
 long as there is no checkpoint.
 
 Several sweeps of one folder, on one machine or many, share its groups: each is claimed by one of them (see `leases`).
+And one sweep may be many processes that train each group together (see `distributed`).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import json
 import math
 import pathlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ import msgspec
 import numpy as np
 from omarl_envs.base import MultiAgentEnv
 
-from omarl_jax import algorithms, loggers
+from omarl_jax import algorithms, distributed, loggers
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data import storage
 from omarl_jax.data.dataset import Dataset
@@ -38,11 +39,12 @@ from omarl_jax.files import read_run_config, replacing, require_writable
 from omarl_jax.grid import Grid
 from omarl_jax.leases import Claim, Leases, Outdated, pause
 from omarl_jax.parts import train_parts
-from omarl_jax.placement import OutOfMemory, Placement, naming_out_of_memory, plan
+from omarl_jax.placement import OutOfMemory, Placement, fetch, naming_out_of_memory, plan
 from omarl_jax.runs import Run, RunFolder, environment_record
 from omarl_jax.schemas import GroupState, Placed, RunRecord, read, to_json
 from omarl_jax.tasks import find_env, reference_metadata
 from omarl_jax.training import Chunk, Trainer, chunk_ends, fit
+from omarl_jax.types import TaskSpec
 
 
 class Progress(NamedTuple):
@@ -99,8 +101,11 @@ def sweep(
         UserError: if the folder cannot be written, another version wrote its runs or works there, or finished runs were
             evaluated otherwise than is asked for.
         Outdated: if this worker was stopped for so long that another one took over what it trained.
+        Lost: if this is one of several processes, and alone in having failed.
     """
-    require_resumable(grid, out)
+    distributed.require_alike("versions or settings", _versions())
+    distributed.require_alike("runs", ", ".join([run.name for run in grid.runs] + _efforts(grid)))
+    distributed.of_first(lambda: require_resumable(grid, out))
     leases = Leases(out / "leases", _versions())
     failed: dict[str, str] = {}
     waiting = dict(enumerate(run_groups(grid.runs)))
@@ -113,7 +118,13 @@ def sweep(
             del waiting[number]
         if waiting:
             pause()
-    return still_failed(failed, out)
+    return distributed.of_first(lambda: still_failed(failed, out))
+
+
+def _efforts(grid: Grid) -> list[str]:
+    """What a grid says besides its runs."""
+    fields = (field.name for field in dataclasses.fields(grid) if field.name != "runs")
+    return [f"{name} = {getattr(grid, name)}" for name in fields]
 
 
 def require_resumable(grid: Grid, out: pathlib.Path) -> None:
@@ -152,13 +163,15 @@ def _train_free(
                 continue
             try:
                 train_group(runs, grid, out, claim, report, wandb)
-            except Outdated:
+            except (Outdated, distributed.Lost):
                 raise
             except UserError as error:
                 claim.check()  # an outdated worker stumbles over what the next one does
                 failed |= {run.name: str(error) for run in runs}
             except Exception as error:  # one failing program must not stop the others
                 claim.check()
+                if distributed.several():
+                    raise distributed.lost(error) from error
                 file = _group_folder(runs, out) / "error.txt"
                 with contextlib.suppress(UserError), replacing(file) as partial:  # the disk may be what failed
                     partial.write(traceback.format_exc().encode())
@@ -167,7 +180,7 @@ def _train_free(
 
 
 def _versions() -> str:
-    """What all workers on a folder must share."""
+    """What all workers on a folder, and all processes of one, must share."""
     record = environment_record()
     versions = record["versions"] | {"code": record["code"]}
     return ", ".join(f"{name} {version}" for name, version in versions.items() if name != "python")
@@ -179,15 +192,20 @@ def _unfinished(group: Sequence[Run], out: pathlib.Path) -> list[list[Run]]:
     Runs that already started are resumed in their original group, even if the grid has changed since.
     """
     by_name = {run.name: run for run in group}
+    names = distributed.of_first(lambda: _unfinished_names(group, by_name, out))
+    return [[by_name[name] for name in of_group] for of_group in names]
+
+
+def _unfinished_names(group: Sequence[Run], by_name: Mapping[str, Run], out: pathlib.Path) -> list[list[str]]:
     left = {run.name for run in group if not RunFolder(out / "runs" / run.name).done}
     groups = []
     for file in sorted((out / "groups").glob("*/group.json")):
         with contextlib.suppress(UserError):  # damaged: an error when this group is trained
             started = read(file, GroupState).runs
             if not left.isdisjoint(started) and by_name.keys() >= set(started):
-                groups.append([by_name[name] for name in started])
+                groups.append(started)
                 left -= set(started)
-    fresh = [run for run in group if run.name in left]
+    fresh = [run.name for run in group if run.name in left]
     return [*groups, fresh] if fresh else groups
 
 
@@ -237,27 +255,36 @@ def _train_group(
     first = runs[0]
     env = find_env(first.task, **dict(first.options))
     data_seeds = sorted({run.data_seed for run in runs})
-    datasets = open_datasets(env, first, data_seeds, out / "data")
+    datasets = distributed.agreed(lambda: open_datasets(env, first, data_seeds, out / "data"))
     hashes = [storage.content_hash(dataset) for dataset in datasets]
+    distributed.require_alike("data", ", ".join(hashes))
     data_of = [data_seeds.index(run.data_seed) for run in runs]
 
     folder = _group_folder(runs, out)
     claim.check()
     settings = {"evaluations": grid.evaluations, "episodes": grid.episodes}
-    placement, origin = _start(folder, runs, settings, hashes, most)
+
+    def start() -> tuple[list[int], dict[str, Any]]:
+        placement, origin = _start(folder, runs, settings, hashes, most)
+        return [placement.slots, placement.devices], origin
+
+    slots_and_devices, origin = distributed.of_first(start)
+    placement = Placement(*slots_and_devices)
     method, configs, seeds = algorithms.find(first.algorithm), [run.config for run in runs], [run.seed for run in runs]
 
     def of_part(name: str, updates: int) -> None:
         report(Progress(0, part=f"{name} policy, {updates:,} updates"))
 
-    parts = train_parts(method, configs, seeds, datasets, data_of, out / "parts", of_part)
+    parts = distributed.agreed(lambda: train_parts(method, configs, seeds, datasets, data_of, out / "parts", of_part))
 
     def make(placement: Placement) -> Trainer:
         return Trainer(method, configs, seeds, datasets, data_of, env, placement, first.updates, parts)
 
-    claim.check()
-    with naming_out_of_memory(), contextlib.ExitStack() as opened:
-        if Checkpoints.any_in(folder / "checkpoints"):
+    distributed.of_first(claim.check)
+    # Of several processes, one that has no room ends, and the others with it.
+    naming = contextlib.nullcontext() if distributed.several() else naming_out_of_memory()
+    with naming, contextlib.ExitStack() as opened:
+        if distributed.of_first(lambda: Checkpoints.any_in(folder / "checkpoints")):
             trainer = make(placement)
         else:
             updates = chunk_ends(first.updates, grid.evaluations)[0]
@@ -266,8 +293,12 @@ def _train_group(
             else:
                 trainer = make(placement)
                 memory = trainer.compile(updates)
-            claim.check()
-            _write_plan(folder / "group.json", trainer.placement, memory)
+
+            def keep_plan() -> None:
+                claim.check()
+                _write_plan(folder / "group.json", trainer.placement, memory)
+
+            distributed.of_first(keep_plan)
             if memory is not None:
                 each = trainer.placement.side_by_side
                 report(Progress(0, part=f"{each} side by side, about {_megabytes(memory)} of each device"))
@@ -276,13 +307,17 @@ def _train_group(
             trainer.resume(*saved)
             report(Progress(trainer.updates))
         outputs: dict[int, _Output] = {}
-        for i, (run, data) in enumerate(zip(runs, data_of, strict=True)):
-            run_folder = RunFolder(out / "runs" / run.name)
-            if not run_folder.done:
-                run_folder.start(run, datasets[data], hashes[data])
-                outputs[i] = opened.enter_context(
-                    contextlib.closing(_Output(run, run_folder, claim, trainer.updates, wandb))
-                )
+
+        def open_outputs() -> None:
+            for i, (run, data) in enumerate(zip(runs, data_of, strict=True)):
+                run_folder = RunFolder(out / "runs" / run.name)
+                if not run_folder.done:
+                    run_folder.start(run, datasets[data], hashes[data])
+                    outputs[i] = opened.enter_context(
+                        contextlib.closing(_Output(run, run_folder, claim, trainer.updates, wandb))
+                    )
+
+        distributed.of_first(open_outputs)
         datasets.clear()  # the trainer has them
         _train(trainer, grid, first.updates, outputs, checkpoints, claim, report, origin)
 
@@ -315,23 +350,25 @@ class _Output:
         self._evaluations["returns"].append(returns)
         self.folder.write_evaluations(self._evaluations)
 
-    def finish(self, final: dict[str, np.ndarray], trainer: Trainer, i: int, record: dict[str, Any]) -> None:
-        """Writes the end of run i of a trainer.
+    def finish(
+        self, final: dict[str, np.ndarray], spec: TaskSpec, policy: Any, diverged: int, record: dict[str, Any]
+    ) -> None:
+        """Writes the end of the run.
 
         Args:
             final: quantities of the last policy's episodes, each (episodes,).
-            trainer: after its last update.
-            i: the number of the run there.
+            spec: the task.
+            policy: the last one, on the host.
+            diverged: the first update that was not finite, or -1.
             record: what the numbers may depend on.
         """
         self._claim.check(self.run.name)
         self.folder.write_evaluations(self._evaluations, final)
-        diverged = int(trainer.diverged_at[i])
         outcome: dict[str, Any] = {"status": "finished"}
         if diverged >= 0:
             reason = f"not finite from update {diverged} on; the policy is the last good one"
             outcome = {"status": "diverged", "diverged_at": diverged, "reason": reason}
-        self.folder.finish(self.run, trainer.spec, trainer.policy(i), RunRecord(**record, **outcome))
+        self.folder.finish(self.run, spec, policy, RunRecord(**record, **outcome))
 
     def close(self) -> None:
         """Closes the logs."""
@@ -361,12 +398,16 @@ def _train(
         report: receives progress after each chunk.
         origin: the environment in which they started, as `environment_record` has it; empty if it is this one.
     """
-    reference = None if trainer.env is None else trainer.env.reference
-    rates = []
-    for chunk in fit(trainer, updates, grid.evaluations, grid.episodes):
+
+    def log(chunk: Chunk) -> None:
         for i, output in outputs.items():
             output.log(chunk, i)
         claim.check()
+
+    reference = None if trainer.env is None else trainer.env.reference
+    rates = []
+    for chunk in fit(trainer, updates, grid.evaluations, grid.episodes):
+        distributed.of_first(functools.partial(log, chunk))
         checkpoints.save(trainer.updates, trainer.runs)
         rates.append(chunk.updates_per_second)
         finite = () if chunk.returns is None else chunk.returns[trainer.diverged_at < 0]
@@ -383,8 +424,15 @@ def _train(
         "placement": Placed(**dataclasses.asdict(trainer.placement)),
         "updates_per_second": float(np.median(rates)) if rates else None,
     }
-    for i, output in outputs.items():
-        output.finish({name: values[i] for name, values in final.items()}, trainer, i, record)
+    policies, diverged_at = fetch(trainer.runs.state.policy), trainer.diverged_at
+
+    def finish() -> None:
+        for i, output in outputs.items():
+            quantities = {name: values[i] for name, values in final.items()}
+            policy = jax.tree.map(lambda x, i=i: x[i], policies)
+            output.finish(quantities, trainer.spec, policy, int(diverged_at[i]), record)
+
+    distributed.of_first(finish)
 
 
 def open_datasets(env: MultiAgentEnv | None, run: Run, data_seeds: Sequence[int], cache: pathlib.Path) -> list[Dataset]:
@@ -433,13 +481,21 @@ def _cached(env: MultiAgentEnv, run: Run, data_seeds: Sequence[int], folder: pat
     recipe = json.dumps([run.task, run.dataset, run.options, run.size, run.data_digest], default=str)
     name = f"{run.task.replace('/', '-')}_{run.dataset}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     folders = {seed: folder / f"{name}_seed{seed}" for seed in data_seeds}
-    if not all(path.exists() for path in folders.values()):
+
+    def absent() -> list[int]:
+        return distributed.of_first(lambda: [seed for seed in data_seeds if not folders[seed].exists()])
+
+    if absent():
         with Leases(folder / "leases").wait(path.name for path in folders.values()) as claim:
-            if missing := [seed for seed in data_seeds if not folders[seed].exists()]:  # by another worker, meanwhile
+            if missing := absent():  # by another worker, meanwhile
                 made = load_datasets(run.task, run.dataset, missing, run.size, **dict(run.options))
-                claim.check()
-                for seed, dataset in zip(missing, made, strict=True):
-                    storage.save(dataset, folders[seed])
+
+                def keep() -> None:
+                    claim.check()
+                    for seed, dataset in zip(missing, made, strict=True):
+                        storage.save(dataset, folders[seed])
+
+                distributed.of_first(keep)
     return [storage.load(folders[seed], env.task_spec) for seed in data_seeds]
 
 
@@ -479,6 +535,11 @@ def _start(
         raise UserError(
             f"These runs started on {placement.devices} devices and here are {jax.device_count()} (on a CPU, "
             f"JAX_NUM_CPU_DEVICES says how many); delete '{path.parent}' to start them again."
+        )
+    if distributed.several() and placement.devices != jax.device_count():
+        raise UserError(
+            f"These runs started on {placement.devices} devices, and these processes have {jax.device_count()}: start "
+            f"processes with as many, or delete '{path.parent}' to start the runs again."
         )
     asked = now["deterministic"]
     if now["backend"] != "cpu" and state.deterministic != asked:

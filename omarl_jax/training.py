@@ -114,7 +114,7 @@ class Trainer:
 
         stats = [dataset.stats() for dataset in datasets]
         given = config, init_keys, _stacked([stats[data] for data in data_of]), dict(parts or {})
-        self._start, self._start_with = jax.jit(self.placement.map_runs(init)), (given, jnp.int32(all_updates))
+        self._start, self._start_with = jax.jit(self.placement.map_runs(init)), (given, np.int32(all_updates))
         self._programs: dict[int, Callable[..., tuple[RunState, Metrics]]] = {}
         self._evaluations: dict[int, Callable[..., dict[str, chex.Array]]] = {}
 
@@ -188,16 +188,16 @@ class Trainer:
         if episodes not in self._evaluations:
             self._evaluations[episodes] = jax.jit(self.placement.map_runs(self._evaluate_run(episodes)))
         players = (self.runs.state.policy, self._inputs.config, self._evaluation_keys)
-        return self.placement.run_all(self._evaluations[episodes], self.n_runs, players, jnp.int32(self.updates))
+        return self.placement.run_all(self._evaluations[episodes], self.n_runs, players, np.int32(self.updates))
 
     def policy(self, run: int) -> Any:
         """A copy of the policy of one run, on the host."""
-        return jax.tree.map(lambda x: np.array(x[run]), self.runs.state.policy)
+        return jax.tree.map(np.array, fetch(jax.tree.map(lambda x: x[run], self.runs.state.policy)))
 
     @property
     def diverged_at(self) -> np.ndarray:
         """(R,) int, the first update that was not finite, or -1."""
-        return np.asarray(self.runs.diverged_at)[: self.n_runs]
+        return fetch(self.runs.diverged_at)[: self.n_runs]
 
     def resume(self, runs: RunState, updates: int) -> None:
         """Continues from a state that was saved."""

@@ -29,6 +29,7 @@ def sweep(
     ray: str | None = None,
     submitit: tuple[str, ...] | None = None,
     workers: int = 1,
+    distributed: bool = False,
 ) -> int:
     """Trains all runs of a grid, continues those that were killed, and writes the report.
 
@@ -42,11 +43,16 @@ def sweep(
         ray: the address of a Ray cluster that does the work; auto for the one here, local to start one.
         submitit: SLURM jobs do the work; what each asks for as name=value, for example partition=long gpus_per_node=1.
         workers: the number of these jobs.
+        distributed: this is one of several processes that train each run group together, for groups larger than a host.
     """
     if deterministic:
         request_deterministic_operations()  # before the import, which starts the backend
     if workers != 1 and submitit is None:
         raise UserError("--workers is for --submitit; without it, start `omarl sweep` several times.")
+    if distributed:
+        if ray is not None or submitit is not None:
+            raise UserError("Give --distributed, --ray or --submitit, not two of them.")
+        return _on_processes(grid, out or _folder(grid), wandb)
     if ray is not None:
         if submitit is not None:
             raise UserError("Give --ray or --submitit, not both.")
@@ -76,6 +82,24 @@ def _on_ray(address: str, grid: pathlib.Path, out: pathlib.Path | None, wandb: s
 
         train = functools.partial(on_ray.sweep, backend=backend)
         return train_grid(read_grid(grid), out or _folder(grid), wandb, train)
+
+
+def _on_processes(grid: pathlib.Path, out: pathlib.Path, wandb: str | None) -> int:
+    from omarl_jax import distributed
+
+    with distributed.joined(functools.partial(complain, "error")):
+        from omarl_jax import sweep as sweeps
+        from omarl_jax.grid import read_grid
+
+        def train(*given: Any) -> dict[str, str]:
+            failed = sweeps.sweep(*given)
+            distributed.leave()  # the others need not wait for the report
+            return failed
+
+        runs = distributed.agreed(lambda: read_grid(grid))
+        if distributed.first():
+            return train_grid(runs, out, wandb, train)
+        return 1 if train(runs, out) else 0
 
 
 def _folder(grid: pathlib.Path) -> pathlib.Path:
