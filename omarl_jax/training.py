@@ -211,7 +211,8 @@ class Trainer:
 
     def _program(self, updates: int) -> jax.stages.Wrapped:
         mapped = self.placement.map_runs(self._train_run(updates))
-        return jax.jit(lambda runs, inputs, data: mapped((runs, inputs), data), donate_argnums=0)
+        # Data that the method does not use lie on the devices, too, and count in `compile`.
+        return jax.jit(lambda runs, inputs, data: mapped((runs, inputs), data), donate_argnums=0, keep_unused=True)
 
     def _train_run(self, updates: int) -> Callable[..., tuple[RunState, Metrics]]:
         def train(run_and_inputs: tuple[RunState, RunInputs], data: DeviceData) -> tuple[RunState, Metrics]:
