@@ -506,9 +506,8 @@ def test_what_terminals_take_as_orders_is_shown_as_text(monkeypatch, capsys, tmp
     assert not {"\x1b", "\x07", "\x9b", "\r"} & set(out)
 
 
-@pytest.mark.parametrize("verb", [["train", "omiga", "matrix/xor", "random"], ["sweep", "grid.toml"]])
-def test_deterministic_operations_are_requested_before_the_backend_starts(tmp_path, verb):
-    """XLA reads its flags once."""
+def test_deterministic_operations_are_requested_before_the_backend_starts(tmp_path):
+    """XLA reads its flags once, so each command is a process of its own; they are forked, to import JAX once."""
     grid = "[[block]]\ntasks = ['matrix/xor']\ndatasets = ['random']\nalgorithms = ['bc']\n"
     (tmp_path / "grid.toml").write_text(grid)
     program = """
@@ -528,13 +527,18 @@ def train_grid(*given):
 
 for module in (sweep, train):
     module.request_deterministic_operations, module.train_grid = request, train_grid
-cli.main()
+for command in ("train omiga matrix/xor random", "sweep grid.toml"):
+    for options in ([], ["--deterministic"]):
+        child = os.fork()
+        if not child:
+            sys.argv[1:] = [*command.split(), *options]
+            cli.main()
+            sys.exit()
+        assert os.waitpid(child, 0)[1] == 0
 """
-    for options, said in (
-        (["--deterministic"], ["in time", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true True"]),
-        ([], ["--xla_backend_optimization_level=0 False"]),
-    ):
-        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        command = [sys.executable, "-c", program, *verb, *options]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.stdout.splitlines() == said, done.stderr
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    without = ["--xla_backend_optimization_level=0 False"]
+    told = ["in time", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true True"]
+    assert done.stdout.splitlines() == 2 * (without + told), done.stderr
