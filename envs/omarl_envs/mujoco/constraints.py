@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omarl_envs.mujoco.models import Body, Capsule, Engine, Model, Softness
-from omarl_envs.mujoco.numbers import Number, Vector, columns, cross, dot, each, vector
+from omarl_envs.mujoco.numbers import Number, Vector, columns, computed_once, cross, dot, each, vector
 from omarl_envs.mujoco.rigid import Pose, constants, full_matrix, hinge_vector, of_hinge, parts, upper
 
 
@@ -234,7 +234,7 @@ def contact_push(touching: Contacts, damped: list[Number], moving: Vector) -> Pu
             w, f = edge(0.0)
             force, weight = force + 2.0 * f, weight + 2.0 * w
             continue
-        (w1, f1), (w2, f2) = edge(mu * slip.value), edge(-mu * slip.value)
+        (w1, f1), (w2, f2) = computed_once(lambda x: (edge(x), edge(-x)), mu * slip.value)
         force, weight = force + (f1 + f2), weight + (w1 + w2)
         wrench = wrench + tangent * Number(mu * (f1 - f2))
         mixed = mixed + tangent * Number(mu * (w1 - w2))

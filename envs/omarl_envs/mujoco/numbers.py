@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Vector = np.ndarray
 """An array whose entries are `Number`s."""
@@ -158,3 +159,17 @@ def stacked(xs: Sequence[Vector]) -> Vector:
         return Number(jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x.value, dtype) for x in of))))
 
     return vector([one(of) for of in zip(*xs, strict=True)])
+
+
+def computed_once(function: Callable[..., Any], *xs: Any) -> Any:
+    """The function of arrays, as a program of its own on CPUs.
+
+    XLA's compiler for CPUs fuses whatever many results need into each of them, and so computes it many times. It does
+    not look into a call that must not be inlined. On accelerators arithmetic is cheaper than memory, and all is fused.
+    """
+
+    def called(*xs: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(function)(*xs)
+
+    return jax.lax.platform_dependent(*xs, cpu=called, default=function)

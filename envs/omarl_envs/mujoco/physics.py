@@ -12,7 +12,7 @@ import numpy as np
 
 from omarl_envs.mujoco.constraints import at_points, collisions, contact_push, contacts, limits
 from omarl_envs.mujoco.models import Engine, Model
-from omarl_envs.mujoco.numbers import Number, dot, number
+from omarl_envs.mujoco.numbers import Number, computed_once, dot, number
 from omarl_envs.mujoco.rigid import (
     drifts,
     force_cross,
@@ -76,7 +76,7 @@ def acceleration(model: Model, engine: Engine, q: Any, v: Any, control: Any, gue
             weight = jnp.where(x < 0.0, row.weight, 0.0)
             force = force + g * (weight * x)
             matrix = matrix._replace(limbs=matrix.limbs + g[:, None] * g[None] * weight)
-        return values - join(*solve(matrix, root, force))
+        return values - join(*computed_once(solve, matrix, root, force))
 
     return jax.lax.fori_loop(0, iterations, newton, guess), at, of_parts
 
