@@ -1,12 +1,14 @@
 """Robots in a batch are simulated as if each were alone, however the batch came about."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from omarl_envs.mujoco import models, physics
+from omarl_envs.mujoco.numbers import computed_once
 
 MODEL = models.half_cheetah()
 _simulate = functools.partial(physics.simulate, MODEL, "2.0", iterations=2)
@@ -75,3 +77,18 @@ def test_one_robot_needs_no_map():
     q, v, control, guess = (jnp.asarray(x[0]) for x in _robots(1))
     alone = jax.jit(_simulate)(q, v, control, guess)
     assert [x.shape for x in alone] == [(9,), (9,), (9,), ()]
+
+
+def test_what_is_computed_once_stays_a_call_on_cpus_and_has_the_same_values_and_gradients() -> None:
+    def whole(once: Any, x: Any) -> Any:
+        y = once(lambda x: jnp.sin(x) * x, 2.0 * x)
+        return (y[:-1] * y[1:]).sum() + y.sum()
+
+    x = jnp.linspace(-1.0, 1.0, 9)
+    plain, called = (jax.value_and_grad(functools.partial(whole, once)) for once in (lambda f, x: f(x), computed_once))
+    for one, other in zip(jax.tree.leaves(plain(x)), jax.tree.leaves(called(x)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    compiled = jax.jit(functools.partial(whole, computed_once)).lower(x).compile().as_text()
+    assert compiled.count(" call(") == 1
+    exported = jax.export.export(jax.jit(functools.partial(whole, computed_once)), platforms=["cuda"])(x)
+    assert "inlineable" not in exported.mlir_module()
