@@ -69,9 +69,9 @@ def test_a_policy_that_started_from_a_part_is_saved_and_read(dataset, tmp_path):
 
 
 def test_a_trainer_without_the_part_says_which(dataset):
-    made = METHOD.configure(dataset.spec, SMALL)
+    trainer = Trainer(METHOD, [METHOD.configure(dataset.spec, SMALL)], [0], [dataset], [0], None)
     with pytest.raises(UserError, match="starts from a policy that is trained before: behaviour"):
-        Trainer(METHOD, [made], [0], [dataset], [0], None)
+        trainer.advance(1)
 
 
 @config
