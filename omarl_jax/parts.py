@@ -8,7 +8,7 @@ trained part is kept on disk like data, and a training that was killed continues
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,7 @@ def _trained(
 
     if absent():
         with Leases(cache / "leases").wait(file.stem for file in files.values()) as claim:
+            distributed.of_first(lambda: _publish(files.values()))  # what one that was killed had finished
             if missing := [learners[i] for i in absent()]:  # by another, meanwhile
                 folder = cache / short_hash({"files": [files[learner].name for learner in missing]})
                 check = functools.partial(distributed.of_first, claim.check)
@@ -127,11 +128,25 @@ def _trained(
                     claim.check()
                     for learner, one in zip(missing, made, strict=True):
                         numbers = {"updates": one.updates, part.metric: one.metric}
-                        save_policy(files[learner], part.algorithm, config, spec, one.policy, metadata | numbers)
-                    shutil.rmtree(folder)
+                        made_at = folder / "saved" / files[learner].name
+                        save_policy(made_at, part.algorithm, config, spec, one.policy, metadata | numbers)
+                    (folder / "saved").rename(folder / "all")
+                    _publish(files.values())
 
                 distributed.of_first(keep)
     return {learner: load_policy(file).params for learner, file in files.items()}
+
+
+def _publish(files: Iterable[Path]) -> None:
+    """Moves parts to where they belong, from folders of those that were trained together and are all saved.
+
+    Without such a folder, one killed between two of them would leave some without those that they were trained with.
+    """
+    for file in files:
+        for saved in file.parent.glob(f"*/all/{file.name}"):
+            saved.replace(file)
+            if not any(saved.parent.iterdir()):
+                shutil.rmtree(saved.parents[1])
 
 
 def _train(

@@ -127,6 +127,30 @@ def test_a_killed_training_ends_with_the_same_policy(data: Dataset, tmp_path: Pa
     assert [path.name for path in (tmp_path / "killed").iterdir() if path.is_dir()] == ["leases"]
 
 
+def test_parts_trained_together_are_kept_together(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the first of them is in its place."""
+    replace, moved = Path.replace, []
+
+    def once(path: Path, target: Path) -> Path:
+        if moved and target.suffix == ".npz" and target.parent == tmp_path:
+            raise KeyboardInterrupt
+        if target.parent == tmp_path:
+            moved.append(target.name)
+        return replace(path, target)
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, "replace", once)
+        train_parts(METHOD, [config(data)] * 2, [0, 1], [data], [0, 0], tmp_path)
+    assert [path.name for path in tmp_path.glob("*.npz")] == moved
+    monkeypatch.setattr(parts, "_train", None)
+    made = train_parts(METHOD, [config(data)] * 2, [0, 1], [data], [0, 0], tmp_path)["behaviour"]
+    alone = train_parts(METHOD, [config(data)], [1], [data], [0], tmp_path)["behaviour"]
+    assert leaves(jax.tree.map(lambda x: x[1:], made)) == leaves(alone)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["leases"]
+
+
 def test_a_sweep_trains_parts_and_names_runs_by_them(tmp_path: Path) -> None:
     def grid(**changes: Any) -> Any:
         block = {
