@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -26,8 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     if config.option.markexpr == "slow":
         return
+    gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that live as long as their programs
     # Programs this small run as fast without optimisations, and compile in a fifth of the time.
     quick = (
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",

@@ -14,7 +14,18 @@ import pytest
 from omarl_envs.base import MultiAgentEnv, Observation
 from omarl_envs.spec import TaskSpec
 
-from omarl_jax import UserError, algorithms, load_dataset, load_policy, make_algorithm, make_env, online, rollout, train
+from omarl_jax import (
+    UserError,
+    algorithms,
+    api,
+    load_dataset,
+    load_policy,
+    make_algorithm,
+    make_env,
+    online,
+    rollout,
+    train,
+)
 from omarl_jax.algorithms import Method
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.data.dataset import Dataset, EpisodeStore
@@ -199,7 +210,8 @@ def test_train_tells_which_runs_diverged(dataset):
     assert np.isnan(result.scores[2, 1])
 
 
-def test_train_starts_from_what_was_published_unless_told_otherwise(dataset):
+def test_train_starts_from_what_was_published_unless_told_otherwise(dataset, monkeypatch):
+    monkeypatch.setattr(api, "fit", lambda *_: [])
     medium = dataclasses.replace(dataset, metadata=dataset.metadata | {"recipe": "medium"})
     small = {"hidden": (8,), "batch_size": 16, "cql_samples": 2, "evaluations": 1, "episodes": 2, "updates": 1}
     alphas = [train("cql", data, preset=p, **small).configs[0].cql_alpha for data in (dataset, medium) for p in (1, 0)]
