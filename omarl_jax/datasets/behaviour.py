@@ -21,7 +21,7 @@ from omarl_jax.files import replacing
 from omarl_jax.placement import Placement, schedule
 from omarl_jax.types import Context, Stats
 
-_EVALUATION_EPISODES = 1_000
+_EVALUATION_STEPS = 25_000  # 1,000 episodes of the particle tasks
 _REPLAY_SNAPSHOTS = 8
 
 
@@ -49,8 +49,8 @@ def train(
 
     Returns:
         snapshots, seed after seed; the first of each seed was taken before training. Each has `seed`, `updates`,
-        `policy` (on the host), and two means over 1,000 episodes: `returns` of greedy play, and `explored`, the return
-        with exploration noise.
+        `policy` (on the host), and two means over the episodes of 25,000 steps: `returns` of greedy play, and
+        `explored`, the return with exploration noise.
 
     Raises:
         UserError: for an unknown method, hyperparameters, seeds or updates that make no sense.
@@ -86,7 +86,7 @@ def train(
         _, _, _, key = jax.random.split(key, 4)
 
         def mean(explore: bool) -> Any:
-            side_by_side, episodes = placement.slots // placement.devices, _EVALUATION_EPISODES
+            side_by_side, episodes = placement.slots // placement.devices, _EVALUATION_STEPS // spec.episode_length or 1
             act, carry = learner.act, learner.carry
             return rollout.evaluate(env, act, carry, policy, key, episodes, explore, side_by_side)["return"].mean()
 
