@@ -19,6 +19,7 @@ from omarl_jax.data.dataset import Dataset, EpisodeStore
 from omarl_jax.types import Part
 
 console = Console()
+MJX_STEPS = 10  # control steps in one call, since it is slow on CPUs
 
 # The published task of OMIGA: HalfCheetah with one joint for each agent, whose number is part of its observation.
 OMIGA_SPEC = TaskSpec(
@@ -120,6 +121,49 @@ def evaluation(env: MultiAgentEnv, n_envs: int, length: int = 200) -> Callable[[
 
     run = _on_all_devices(play, "environments")
     return lambda seed: float(run(seed).size * length)
+
+
+def mjx_steps(name: str, n_envs: int) -> dict[str, Callable[[float], float]]:
+    """Functions that measure control steps a second of MJX for some seconds, without policy, reward or resets.
+
+    Named by the solver's iterations: those of the model file, which are `stock`, 8 and 4. Empty if MJX or Gymnasium is
+    not installed.
+
+    Args:
+        name: the environment of Gymnasium whose robot it is.
+        n_envs: robots on each device.
+    """
+    try:
+        import gymnasium
+        from mujoco import mjx
+    except ImportError:
+        console.print("MJX is not installed: robots are measured without it.")
+        return {}
+
+    env: Any = gymnasium.make(name).unwrapped
+    env.reset(seed=0)
+
+    def measured(iterations: str) -> Callable[[float], float]:
+        model = mjx.put_model(env.model, impl="jax")
+        if iterations != "stock":
+            model = model.tree_replace({"opt.iterations": int(iterations)})
+        start = mjx.put_data(env.model, env.data, impl="jax")
+
+        def play(seed: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("environments"))
+            controls = jax.random.uniform(key, (MJX_STEPS, n_envs, env.model.nu), minval=-1.0)
+
+            def control_step(data: Any, control: jax.Array) -> tuple[Any, None]:
+                data = data.replace(ctrl=control)
+                return jax.lax.fori_loop(0, env.frame_skip, lambda _, data: mjx.step(model, data), data), None
+
+            return jax.vmap(lambda control: jax.lax.scan(control_step, start, control)[0].qpos, in_axes=1)(controls)
+
+        run = _on_all_devices(play, "environments")
+        run(0)
+        return lambda seconds: jax.device_count() * n_envs * MJX_STEPS * rate(lambda: run(1), seconds)
+
+    return {iterations: measured(iterations) for iterations in ("stock", "8", "4")}
 
 
 def gymnasium_steps(names: Mapping[str, str]) -> dict[str, Callable[[float], float]]:

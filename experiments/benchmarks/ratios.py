@@ -223,10 +223,11 @@ def uav_steps(seconds: float, repeats: int) -> dict[str, float]:
 
 
 def mujoco_steps(seconds: float, repeats: int) -> dict[str, Any]:
-    """Control steps a second of MuJoCo's robots, with a policy that acts, beside the C engine through Gymnasium.
+    """Control steps a second of MuJoCo's robots, with a policy that acts, beside C through Gymnasium, and MJX.
 
     Ours are `rollout.evaluate` on all devices. Gymnasium's are one environment on one core, with random actions that
-    are drawn beforehand.
+    are drawn beforehand. MJX's are as many robots as ours, measured once, of HalfCheetah alone, since it compiles for
+    minutes.
     """
     robots = {
         "halfcheetah-6x1": "HalfCheetah-v4",
@@ -251,10 +252,12 @@ def mujoco_steps(seconds: float, repeats: int) -> dict[str, Any]:
             if judges:
                 name = f"Gymnasium {task}"
                 best[name] = max(best.get(name, 0.0), judges[task](seconds))
+    for iterations, others in measuring.mjx_steps("HalfCheetah-v4", ROBOTS_A_DEVICE).items():
+        best[f"MJX, {iterations} iterations, halfcheetah-6x1"] = others(seconds)
     table = Table("mujoco control steps/s", "steps/s", "x C, one core", box=None, header_style="bold")
-    for task in robots:
-        judge = best.get(f"Gymnasium {task}")
-        table.add_row(task, f"{best[task]:,.0f}", f"{best[task] / judge:.2f}" if judge else "")
+    for name, steps in best.items():
+        judge = best.get(f"Gymnasium {name.split()[-1]}")
+        table.add_row(name, f"{steps:,.0f}", f"{steps / judge:.2f}" if judge else "")
     console.print(table)
     return {"steps_per_second": best, "compile_seconds": compile_seconds}
 
