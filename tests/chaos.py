@@ -15,6 +15,7 @@ Left out are times, speeds, the report's pictures, claims, and what a killed pro
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -294,10 +295,16 @@ def where(out: pathlib.Path) -> str:
     return "before the first file"
 
 
+def paths(out: pathlib.Path) -> list[pathlib.Path]:
+    """All files and folders, though another worker may delete some meanwhile."""
+    return [pathlib.Path(folder, name) for folder, *names in os.walk(out) for name in itertools.chain(*names)]
+
+
 def unfinished(out: pathlib.Path) -> list[pathlib.Path]:
     """Files and folders that a process had begun when it was killed."""
-    found = [path for path in out.rglob("*") if path.name.endswith(".partial") or "checkpoint-tmp" in path.name]
-    steps = [path for path in out.rglob("checkpoints/*") if path.name.isdecimal()]
+    there = paths(out)
+    found = [path for path in there if path.name.endswith(".partial") or "checkpoint-tmp" in path.name]
+    steps = [path for path in there if path.parent.name == "checkpoints" and path.name.isdecimal()]
     found += [path for path in steps if not (path / "digests.json").exists()]
     logs = [path for path in out.glob("runs/*/metrics.jsonl") if path.read_text().rpartition("\n")[2]]
     return found + logs
@@ -306,9 +313,10 @@ def unfinished(out: pathlib.Path) -> list[pathlib.Path]:
 def checkpoints(out: pathlib.Path) -> dict[str, int]:
     """The updates of the newest whole checkpoint in each folder of them."""
     newest: dict[str, int] = {}
-    for path in out.rglob("checkpoints/*/digests.json"):
-        key = str(path.parent.parent.relative_to(out))
-        newest[key] = max(newest.get(key, 0), int(path.parent.name))
+    for path in paths(out):
+        if path.match("checkpoints/*/digests.json"):
+            key = str(path.parent.parent.relative_to(out))
+            newest[key] = max(newest.get(key, 0), int(path.parent.name))
     return newest
 
 

@@ -17,7 +17,6 @@ def chaos(out, kills, *kinds):
     return json.loads(out.read_text())
 
 
-@pytest.mark.slow
 def test_a_training_that_is_killed_again_and_again_ends_with_the_same_numbers(tmp_path):
     figures = chaos(tmp_path / "figures.json", 6, "training")["training"]
     assert figures["kills"] == sum(figures["where"].values()) == 6

@@ -42,7 +42,7 @@ def behaviour(
     task: TaskName,
     out: pathlib.Path,
     medium: float,
-    expert: float,
+    expert: float | None = None,
     replay: float | None = None,
     algorithm: str = "matd3",
     seeds: tuple[int, ...] = (0,),
@@ -57,7 +57,7 @@ def behaviour(
         task: for example particle/spread.
         out: file to write, an .npz.
         medium: normalised score that the medium data should have.
-        expert: normalised score that the expert data should have.
+        expert: normalised score that the expert data should have; by default none are made.
         replay: mean normalised score of medium-replay; by default it spans training up to medium.
         algorithm: an online method.
         seeds: of training; each quality is taken from the seed that meets it best.

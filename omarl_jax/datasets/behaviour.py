@@ -114,7 +114,11 @@ def train(
 
 
 def choose(
-    env: MultiAgentEnv, snapshots: list[dict[str, Any]], medium: float, expert: float, replay: float | None = None
+    env: MultiAgentEnv,
+    snapshots: list[dict[str, Any]],
+    medium: float,
+    expert: float | None = None,
+    replay: float | None = None,
 ) -> dict[str, list[int]]:
     """Chooses the snapshots of each quality.
 
@@ -122,7 +126,7 @@ def choose(
         env: the task, for its reference returns.
         snapshots: of `train`, of one seed or of several in turn.
         medium: normalised score that the medium data should have, with exploration noise.
-        expert: normalised score that the expert data should have.
+        expert: normalised score that the expert data should have; None for no expert data.
         replay: mean score that the medium-replay data should have; None for any.
 
     Returns:
@@ -153,11 +157,11 @@ def choose(
     chosen = (
         series[middles.index(middle)] if replay is None else min(series, key=lambda s: abs(score[s].mean() - replay))
     )
-    return {
-        "medium-replay": chosen.tolist(),
-        "medium": [int(middle)],
-        "expert": [int(np.where(np.isin(seeds, list(diverged)), np.inf, np.abs(score - expert)).argmin())],
-    }
+    recipe = {"medium-replay": chosen.tolist(), "medium": [int(middle)]}
+    if expert is not None:
+        far = np.where(np.isin(seeds, list(diverged)), np.inf, np.abs(score - expert))
+        recipe["expert"] = [int(far.argmin())]
+    return recipe
 
 
 def save(
