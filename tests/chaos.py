@@ -256,7 +256,7 @@ class Chaos:
                 time.sleep(0.01)
                 continue
             victim = self._random.choice(victims)
-            at = time.monotonic() + self._random.uniform(0.0, min(self.seconds, 4.0))
+            at = time.monotonic() + self._random.uniform(0.0, self.seconds / 4)
             while time.monotonic() < at and victim in alive(out):
                 time.sleep(0.001)
             before = finished(out)
