@@ -3,9 +3,9 @@
     python tests/chaos.py --kills 200 --seed 0
 
 Importing JAX takes longer than any of these commands, and a kill meanwhile tells nothing. So one process imports
-everything, starts no backend, and forks one for each start of a command. The time of a kill is drawn from nothing to
-what the whole command took when it was not killed. On Ray, whose processes import JAX themselves, it is drawn from the
-time that a worker has its claim.
+everything, starts no backend, and forks one for each start of a command. The time of a kill is drawn from what the whole
+command took when it was not killed; for three kills of four it counts from the first file that is written. On Ray, whose
+processes import JAX themselves, it counts from when a worker has its claim.
 
 After each kill nothing that was finished may have changed, and no whole checkpoint may be gone. When the command has
 ended, all files must be there that the command makes when it is not killed, with the same content, and no other ones.
@@ -203,14 +203,21 @@ class Chaos:
             time.sleep(0.01)
         self._processes = []
 
+    def _until_written(self, out: pathlib.Path, process: Process) -> None:
+        """Waits until a file is written from now on, or the process has ended."""
+        before = written(out)
+        while not process.ended and written(out) == before:
+            time.sleep(0.01)
+
     def run(self, kills: int) -> None:
         """Kills so many times, after it has run the command twice without a kill: once to compile, once to measure."""
         made = []
         for name in ("compiled", "whole"):
             began = time.monotonic()
-            self._start(self._folder / name)
+            self._until_written(self._folder / name, self._start(self._folder / name))
+            first = time.monotonic()
             self._until_ended()
-            self.seconds = time.monotonic() - began
+            self.seconds, self._writing = time.monotonic() - began, time.monotonic() - first
             made.append(content(self._folder / name))
         self._expected = made[1]
         require_equal(*made)
@@ -232,8 +239,10 @@ class Chaos:
         for _ in range(self.kind.workers):
             self._start(out)
         while self.kills.total() < kills:
-            at = time.monotonic() + self._random.uniform(0.0, self.seconds)
-            victim = self._random.choice(self._processes)
+            victim, late = self._random.choice(self._processes), self._random.random() < 0.75
+            if late:
+                self._until_written(out, victim)
+            at = time.monotonic() + self._random.uniform(0.0, self._writing if late else self.seconds)
             while time.monotonic() < at and not victim.ended:
                 time.sleep(0.001)
             before = finished(out)
@@ -298,6 +307,16 @@ def where(out: pathlib.Path) -> str:
 def paths(out: pathlib.Path) -> list[pathlib.Path]:
     """All files and folders, though another worker may delete some meanwhile."""
     return [pathlib.Path(folder, name) for folder, *names in os.walk(out) for name in itertools.chain(*names)]
+
+
+def written(out: pathlib.Path) -> dict[pathlib.Path, int]:
+    """When each file of a command was last written, except for claims."""
+    times = {}
+    for path in paths(out):
+        with contextlib.suppress(FileNotFoundError):
+            if "leases" not in path.parts and path.is_file():
+                times[path] = path.stat().st_mtime_ns
+    return times
 
 
 def unfinished(out: pathlib.Path) -> list[pathlib.Path]:
