@@ -3,9 +3,10 @@
     python tests/chaos.py --kills 200 --seed 0
 
 Importing JAX takes longer than any of these commands, and a kill meanwhile tells nothing. So one process imports
-everything, starts no backend, and forks one for each start of a command. The time of a kill is drawn from what the whole
-command took when it was not killed; for three kills of four it counts from the first file that is written. On Ray, whose
-processes import JAX themselves, it counts from when a worker has its claim.
+everything, starts no backend, and forks one for each start of a command. The time of a kill is drawn from what the
+whole command took when it was not killed; three of four times it is drawn from what was left of that when the first
+results were written, and counts from the next ones. On Ray, whose processes import JAX themselves, it counts from when
+a worker has its claim.
 
 After each kill nothing that was finished may have changed, and no whole checkpoint may be gone. When the command has
 ended, all files must be there that the command makes when it is not killed, with the same content, and no other ones.
@@ -204,7 +205,7 @@ class Chaos:
         self._processes = []
 
     def _until_written(self, out: pathlib.Path, process: Process) -> None:
-        """Waits until a file is written from now on, or the process has ended."""
+        """Waits until results are written from now on, or the process has ended."""
         before = written(out)
         while not process.ended and written(out) == before:
             time.sleep(0.01)
@@ -310,13 +311,13 @@ def paths(out: pathlib.Path) -> list[pathlib.Path]:
 
 
 def written(out: pathlib.Path) -> dict[pathlib.Path, int]:
-    """When each file of a command was last written, except for claims."""
-    times = {}
+    """The sizes of the files that hold what was computed; those that only name it come before the programs compile."""
+    sizes = {}
     for path in paths(out):
-        with contextlib.suppress(FileNotFoundError):
-            if "leases" not in path.parts and path.is_file():
-                times[path] = path.stat().st_mtime_ns
-    return times
+        if "checkpoints" in path.parts or path.suffix in (".jsonl", ".npz", ".npy"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
+    return {path: size for path, size in sizes.items() if size}
 
 
 def unfinished(out: pathlib.Path) -> list[pathlib.Path]:
