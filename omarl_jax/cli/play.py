@@ -49,8 +49,8 @@ def evaluate(
         episodes: how many.
         seed: of the episodes.
         risk: level of the CVaR, the mean over this share of the worst episodes.
-        gif: also write one episode as a GIF.
-        map: also write the paths of one episode on a map, as a PNG (uav tasks).
+        gif: also write one episode as a GIF, of a long one the first 200 frames.
+        map: also write the paths of one episode on a map, as a PNG (uav and maze2d tasks).
         quantiles: also draw the return quantiles of the actions in one episode, as a PNG (ciqr and its variants).
         at: steps of that episode to draw them at; by default four, evenly spread.
         option: constructor arguments of the task, as name=value.

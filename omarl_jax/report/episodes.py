@@ -22,6 +22,8 @@ from omarl_jax.tasks import make_env
 from omarl_jax.types import ReturnQuantiles, View
 
 _FRAME = 0.05  # seconds between the frames of a film in real time, about
+_MOMENTS, _APART = 6, 0.1  # of a strip, and seconds between them
+_FRAMES = 200  # of a film, which takes seconds to draw: ten seconds in real time
 
 
 def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pathlib.Path]:
@@ -32,7 +34,7 @@ def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pa
         out_dir: the folder to write to.
 
     Returns:
-        the pictures that the tasks (a map) and methods (quantiles) allow.
+        the pictures that the tasks (a map, or moments in a row) and methods (quantiles) allow.
 
     Raises:
         UserError: if a task or method is not of this package and was not imported, or a file cannot be read or written.
@@ -46,6 +48,7 @@ def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pa
         env = make_env(policy.spec.name, **policy.metadata.get("options", {}))
         for kind, possible, write in (
             ("map", hasattr(env, "render_path"), write_map),
+            ("strip", env.dt is not None and not hasattr(env, "render_path"), write_strip),
             ("quantiles", _return_quantiles(policy) is not None, write_quantiles),
         ):
             if possible:
@@ -57,6 +60,8 @@ def draw(runs: Sequence[FinishedRun], out_dir: pathlib.Path) -> dict[Picture, pa
 
 def write_gif(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed: int) -> None:
     """Plays one episode greedily and writes it as a GIF, in real time where the task has one (`env.dt`).
+
+    Of a long episode it shows the beginning, 200 frames.
 
     Args:
         env: the task.
@@ -70,7 +75,7 @@ def write_gif(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed:
     if type(env).render is MultiAgentEnv.render:
         raise UserError(f"'{env.task_spec.name}' draws no pictures to make a GIF of.")
     stride = 1 if env.dt is None else max(1, round(_FRAME / env.dt))
-    frames = [env.render(state) for state in _states(_episode(env, policy, seed))[::stride]]
+    frames = [env.render(state) for state in _states(_episode(env, policy, seed))[::stride][:_FRAMES]]
     with replacing(path) as file:
         save_gif(frames, file, fps=8 if env.dt is None else 1.0 / (stride * env.dt))
 
@@ -90,6 +95,26 @@ def write_map(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed:
     if not hasattr(env, "render_path"):
         raise UserError(f"'{env.task_spec.name}' has no map to draw paths on.")
     image = env.render_path(_states(_episode(env, policy, seed)))
+    with replacing(path) as file:
+        save_png(image, file)
+
+
+def write_strip(env: MultiAgentEnv, policy: SavedPolicy, path: pathlib.Path, seed: int) -> None:
+    """Plays one episode greedily and writes six moments of its middle side by side as a PNG, 0.1 s apart.
+
+    Args:
+        env: a task with a physical time (`env.dt`).
+        policy: one policy.
+        path: file to write.
+        seed: of the episode.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    assert env.dt is not None
+    moments = _states(_episode(env, policy, seed))[:: max(1, round(_APART / env.dt))]
+    first = max(0, len(moments) // 2 - _MOMENTS // 2)
+    image = np.concatenate([env.render(state) for state in moments[first : first + _MOMENTS]], axis=1)
     with replacing(path) as file:
         save_png(image, file)
 

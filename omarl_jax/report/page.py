@@ -14,6 +14,7 @@ _DETAILS = {  # kinds of pictures that open on a click
     "influence": "Influence of agents against the value of their rewards: each seed in training, and its end",
     "map": "Paths of an episode, first run of each method",
     "quantiles": "Quantiles learned, first run of each method",
+    "strip": "Moments of an episode, 0.1 s apart, first run of each method",
     "returns": "Returns of the last policies, episode by episode",
 }
 _KINDS = ("curves", "grid", *_DETAILS)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from omarl_envs import make
+from PIL import Image
 
 from omarl_jax import UserError, algorithms, make_algorithm
 from omarl_jax.report import episodes
@@ -54,3 +55,20 @@ def test_methods_without_quantiles_say_so(tmp_path: Path) -> None:
         env, policy = trained(name, **changed)
         with pytest.raises(UserError, match=f"'{name}' learns no quantiles"):
             episodes.write_quantiles(env, policy, tmp_path / "q.png", seed=0)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(20, [7, 8, 9, 10, 11, 12]), (4, [0, 1, 2, 3, 4])])
+def test_a_strip_shows_the_middle_of_an_episode(monkeypatch, tmp_path: Path, length: int, shown: list[int]) -> None:
+    """Of a robot that moves every 0.05 s; every second state is a moment."""
+    drawn: list[int] = []
+
+    def render(state: int) -> np.ndarray:
+        drawn.append(state)
+        return np.full((3, 5, 3), state, np.uint8)
+
+    monkeypatch.setattr(episodes, "_states", lambda _: list(range(2 * length + 1)))
+    monkeypatch.setattr(episodes, "_episode", lambda *_: None)
+    episodes.write_strip(SimpleNamespace(dt=0.05, render=render), None, tmp_path / "strip.png", seed=0)  # type: ignore[arg-type]
+    assert drawn == [2 * moment for moment in shown]
+    with Image.open(tmp_path / "strip.png") as image:
+        assert image.size == (5 * len(shown), 3)
