@@ -107,8 +107,8 @@ def report(
     Args:
         runs: a folder with runs in it, at any depth.
         out: folder to write to; by default RUNS/report.
-        pictures: also play an episode with the first run of each method, to draw its paths on a map and the quantiles
-            it has learned, where the task has a map and the method quantiles.
+        pictures: also play an episode with the first run of each method, to draw its paths on a map or moments of it
+            side by side, and the quantiles it has learned, where the task and the method have them.
         trust: for the pictures, import tasks and methods that are not of this package, because the runs name them;
             this runs their code.
     """
