@@ -204,6 +204,15 @@ def test_the_table_of_mazes_is_that_of_the_results() -> None:
         assert data == f"{float(of[0]['data_mean']):.1f}"
 
 
+def test_the_table_of_a_robot_is_that_of_the_results() -> None:
+    bc, omar = results("halfcheetah")
+    expected = [f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" for row in (bc, omar)]
+    expected[1] += f" ({float(omar['paper_mean']):.1f} ± {float(omar['paper_sd']):.1f})"
+    assert table(RESULTS, "| data | mean of the data | `bc` | `omar` |") == [
+        ["medium", f"{float(bc['data_mean']):.1f}", *expected]
+    ]
+
+
 def test_the_scores_of_other_target_rates_are_those_of_the_results() -> None:
     text = " ".join(RESULTS.read_text().split())
     best: dict[str, list[tuple[float, float, float]]] = {}  # mean, τ, learning rate, from the best on
