@@ -24,6 +24,7 @@ from typing import Any
 OUT = pathlib.Path(__file__).parents[1] / "results" / "growth"
 RUNS, WORKERS = (1, 3, 10, 30, 100), (1, 2)
 SECONDS = 2.0  # of each measurement
+CHUNK = 200  # updates of a run in one call
 GRID = """
 seeds = [0, 1]
 evaluations = 2
@@ -53,9 +54,9 @@ def measure_runs(runs: int) -> dict[str, Any]:
     before = _peak()
     began = time.perf_counter()
     trainer = Trainer(method, [config] * runs, range(runs), [dataset], [0] * runs, None)
-    trainer.advance(50)
+    trainer.advance(CHUNK)
     compile_seconds = time.perf_counter() - began
-    rate = runs * 50 * measuring.rate(lambda: trainer.advance(50), SECONDS)
+    rate = runs * CHUNK * measuring.rate(lambda: trainer.advance(CHUNK), SECONDS)
     peak = _peak()
     row = {"runs": runs, "side_by_side": trainer.placement.slots // trainer.placement.devices}
     row |= {"updates_per_second": round(rate, 1), "first_chunk_seconds": round(compile_seconds, 2)}
@@ -71,7 +72,7 @@ def _planned(trainer: Any) -> float:
     """Arguments, results and temporary arrays of the training program, in MB."""
     import jax
 
-    program, arguments = trainer.chunk(50)
+    program, arguments = trainer.chunk(CHUNK)
     plan = jax.jit(program).lower(*arguments).compile().memory_analysis()
     sizes = (plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
     return round(sum(sizes) / 2**20, 2)
