@@ -213,6 +213,19 @@ def test_the_table_of_a_robot_is_that_of_the_results() -> None:
     ]
 
 
+def test_the_table_of_growth_is_that_of_the_results() -> None:
+    page = ROOT / "docs" / "many_machines.md"
+    measured = json.loads((ROOT / "experiments" / "results" / "growth" / "growth.json").read_text())
+    expected = []
+    for row in measured["runs"]:
+        runs, rate = row["runs"], row["updates_per_second"]
+        expected.append([str(runs), f"{rate:,.0f}", f"{1000 * runs / rate:.1f}", f"{row['peak_mb']:.0f}"])
+    assert table(page, "| runs | updates of all runs") == expected
+    one, two = (row["seconds"] for row in measured["workers"])
+    said = " ".join(page.read_text().split())
+    assert f"took {one:.0f} s with one worker and {two:.0f} s with two" in said
+
+
 def test_the_scores_of_other_target_rates_are_those_of_the_results() -> None:
     text = " ".join(RESULTS.read_text().split())
     best: dict[str, list[tuple[float, float, float]]] = {}  # mean, τ, learning rate, from the best on

@@ -86,7 +86,8 @@ def train(
         _, _, _, key = jax.random.split(key, 4)
 
         def mean(explore: bool) -> Any:
-            side_by_side, episodes = placement.slots // placement.devices, _EVALUATION_STEPS // spec.episode_length or 1
+            side_by_side = placement.slots // placement.devices
+            episodes = max(1, _EVALUATION_STEPS // spec.episode_length)
             act, carry = learner.act, learner.carry
             return rollout.evaluate(env, act, carry, policy, key, episodes, explore, side_by_side)["return"].mean()
 

@@ -1,8 +1,8 @@
 """The recipes of datasets: rollouts of uniform actions or of behaviour policies, and replay data of online learning.
 
-Every dataset is made in memory, from rollouts in seconds. Continuous tasks have snapshots of behaviour policies (see
-`behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`). A task that
-knows `behaviours` has their data instead; those of `waypoints` are stretches of a trajectory without resets.
+Every dataset is made in memory, from rollouts in seconds. Some continuous tasks have snapshots of behaviour policies
+(see `behaviour`). Discrete tasks have replay data of agents that learn while the dataset is made (see `replay`). A task
+that knows `behaviours` has their data instead; those of `waypoints` are stretches of a trajectory without resets.
 
 `medium` and `expert` are played by one snapshot each, with the noise that it explored with. `medium-replay` is played
 by a series of snapshots, a whole episode each, which approximates a replay buffer. The series ends at the medium
@@ -50,6 +50,7 @@ _SIZES = {
     ("particle/spread", "medium-replay"): 97_500,  # as published
     ("particle/tag", "medium-replay"): 62_500,
     ("particle/world", "medium-replay"): 80_000,
+    ("mujoco/halfcheetah-2x3", "medium-replay"): 460_000,
     ("uav/iot", "random"): replay.DEFAULT_SIZE,  # to compare with slices of the log
     ("uav/iot-random", "random"): replay.DEFAULT_SIZE,
 }
@@ -60,8 +61,8 @@ def load_dataset(task: str, quality: str, seed: int = 0, size: int | None = None
 
     Args:
         task: `family/task`.
-        quality: every task has `random`; a continuous one also `medium-replay`, `medium` and `expert`, a discrete one
-            `early`, `middle`, `late` and `mixed`; or instead those of the task's `behaviours`.
+        quality: every task has `random`; a continuous one with snapshots also `medium-replay`, `medium` and `expert`, a
+            discrete one `early`, `middle`, `late` and `mixed`; or instead those of the task's `behaviours`.
         seed: of the data: of the rollouts, or of the agents that learn.
         size: transitions, rounded up to whole episodes of the task's length; by default the published number.
         **options: constructor arguments of the task.

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
 from omarl_envs import make
+from omarl_envs.base import MultiAgentEnv
 from PIL import Image
 
 from omarl_jax import UserError, algorithms, make_algorithm
@@ -57,18 +58,61 @@ def test_methods_without_quantiles_say_so(tmp_path: Path) -> None:
             episodes.write_quantiles(env, policy, tmp_path / "q.png", seed=0)
 
 
-@pytest.mark.parametrize(("length", "shown"), [(20, [7, 8, 9, 10, 11, 12]), (4, [0, 1, 2, 3, 4])])
-def test_a_strip_shows_the_middle_of_an_episode(monkeypatch, tmp_path: Path, length: int, shown: list[int]) -> None:
-    """Of a robot that moves every 0.05 s; every second state is a moment."""
-    drawn: list[int] = []
+class Robot(MultiAgentEnv):
+    """Moves every 0.05 s; its states are numbers, and it keeps those that it has drawn."""
 
-    def render(state: int) -> np.ndarray:
-        drawn.append(state)
-        return np.full((3, 5, 3), state, np.uint8)
+    dt = 0.05
 
-    monkeypatch.setattr(episodes, "_states", lambda _: list(range(2 * length + 1)))
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+
+    def render(self, state: int) -> np.ndarray:
+        self.drawn.append(state)
+        return np.full((3, 5, 3), state % 256, np.uint8)
+
+
+@pytest.fixture
+def robot(monkeypatch: pytest.MonkeyPatch) -> Robot:
+    monkeypatch.setattr(Robot, "__abstractmethods__", frozenset())
     monkeypatch.setattr(episodes, "_episode", lambda *_: None)
-    episodes.write_strip(SimpleNamespace(dt=0.05, render=render), None, tmp_path / "strip.png", seed=0)  # type: ignore[arg-type]
-    assert drawn == [2 * moment for moment in shown]
+    return Robot()
+
+
+@pytest.mark.parametrize(("length", "shown"), [(20, [7, 8, 9, 10, 11, 12]), (4, [0, 1, 2, 3, 4])])
+def test_a_strip_shows_the_middle_of_an_episode(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, robot: Robot, length: int, shown: list[int]
+) -> None:
+    """Every second state is a moment."""
+    monkeypatch.setattr(episodes, "_states", lambda _: list(range(2 * length + 1)))
+    episodes.write_strip(robot, cast(Any, None), tmp_path / "strip.png", seed=0)
+    assert robot.drawn == [2 * moment for moment in shown]
     with Image.open(tmp_path / "strip.png") as image:
         assert image.size == (5 * len(shown), 3)
+
+
+@pytest.mark.parametrize("states", [50, 1001])
+def test_a_film_ends_after_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, robot: Robot, states: int
+) -> None:
+    monkeypatch.setattr(episodes, "_states", lambda _: list(range(states)))
+    episodes.write_gif(robot, cast(Any, None), tmp_path / "film.gif", seed=0)
+    assert robot.drawn == list(range(min(states, 200)))
+
+
+def test_reports_draw_a_map_where_there_is_one_and_else_moments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, robot: Robot
+) -> None:
+    (tmp_path / "policy.npz").touch()
+    row = SimpleNamespace(runs=[SimpleNamespace(folder=tmp_path)], task="a/task", method="bc", dataset="medium")
+    policy = SimpleNamespace(spec=SimpleNamespace(name="a/task"), metadata={})
+    monkeypatch.setattr(episodes, "summarise", lambda _: [row])
+    monkeypatch.setattr(episodes, "load_policy", lambda _: policy)
+    monkeypatch.setattr(episodes, "require_trusted_task", lambda *_, **__: None)
+    monkeypatch.setattr(episodes, "_return_quantiles", lambda _: None)
+    for name in ("write_map", "write_strip"):
+        monkeypatch.setattr(episodes, name, lambda env, policy, path, seed: path.touch())
+    game = SimpleNamespace(dt=None)
+    walker = SimpleNamespace(dt=0.01, render_path=None)
+    for env, kinds in ((robot, ["strip"]), (walker, ["map"]), (game, [])):
+        monkeypatch.setattr(episodes, "make_env", lambda *_, env=env: env)
+        assert [picture.kind for picture in episodes.draw([], tmp_path)] == kinds
