@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,11 +26,13 @@ class Checkpoints:
 
     Args:
         folder: where they lie; made when the first one is saved.
+        check: raises if another worker is to write there. It is asked before each checkpoint, and again before the
+            checkpoint counts.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, check: Callable[[], None] = lambda: None):
         logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file it writes
-        self.folder = folder
+        self.folder, self._check = folder, check
         distributed.of_first(self._open)
 
     def _open(self) -> None:
@@ -65,18 +68,20 @@ class Checkpoints:
         distributed.of_first(lambda: self._save(updates, tree))
 
     def _save(self, updates: int, tree: Any) -> None:
+        self._check()
         try:
             for left in [*self.folder.glob(f"{updates}"), *self.folder.glob(f"{updates}.*")]:
                 shutil.rmtree(left)  # by a worker that was stopped in the middle of saving the same
             self._manager.save(updates, args=ocp.args.StandardSave(tree))
             self._manager.wait_until_finished()
             saved = digests(self.folder / str(updates), self._files(updates))
-            with replacing(self.folder / str(updates) / _DIGESTS) as file:
-                file.write(to_json(saved))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The checkpoint after {updates} updates cannot be written to '{self.folder}': {error}."
             ) from None
+        self._check()  # the next worker may have removed it, as one that is not whole
+        with replacing(self.folder / str(updates) / _DIGESTS) as file:
+            file.write(to_json(saved))
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """Reads the newest checkpoint into the structure, shapes and placement of `like`.

@@ -6,7 +6,6 @@ trained part is kept on disk like data, and a training that was killed continues
 """
 
 import contextlib
-import functools
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -120,8 +119,7 @@ def _trained(
             distributed.of_first(lambda: _publish(files.values()))  # what one that was killed had finished
             if missing := [learners[i] for i in absent()]:  # by another, meanwhile
                 folder = cache / short_hash({"files": [files[learner].name for learner in missing]})
-                check = functools.partial(distributed.of_first, claim.check)
-                made = _train(name, part, missing, datasets, folder / "checkpoints", report, check)
+                made = _train(name, part, missing, datasets, folder / "checkpoints", report, claim.check)
                 config = algorithms.find(part.algorithm).configure(spec, part.hyperparameters)
 
                 def keep() -> None:
@@ -177,7 +175,7 @@ def _train(
     with contextlib.ExitStack() as opened:
         checkpoints = None
         if folder is not None:
-            checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder)))
+            checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, check)))
             if (saved := checkpoints.restore((trainer.runs, best, found, stale))) is not None:
                 (runs, best, found, stale), updates = saved
                 trainer.resume(runs, updates)
@@ -198,7 +196,6 @@ def _train(
             }
             stale = np.where(better, 0, stale + 1).astype(np.int32)
             if checkpoints is not None:
-                check()
                 checkpoints.save(end, (trainer.runs, best, found, stale))
             report(name, end)
     chosen = zip(best, found["updates"], found["metric"], strict=True)

@@ -302,7 +302,7 @@ def _train_group(
             if memory is not None:
                 each = trainer.placement.side_by_side
                 report(Progress(0, part=f"{each} side by side, about {_megabytes(memory)} of each device"))
-        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints", claim.check)))
         if (saved := checkpoints.restore(trainer.described())) is not None:
             trainer.resume(*saved)
             report(Progress(trainer.updates))
@@ -319,7 +319,7 @@ def _train_group(
 
         distributed.of_first(open_outputs)
         datasets.clear()  # the trainer has them
-        _train(trainer, grid, first.updates, outputs, checkpoints, claim, report, origin)
+        _train(trainer, grid, first.updates, outputs, checkpoints, report, origin)
 
 
 class _Output:
@@ -382,7 +382,6 @@ def _train(
     updates: int,
     outputs: dict[int, _Output],
     checkpoints: Checkpoints,
-    claim: Claim,
     report: Callable[[Progress], None],
     origin: dict[str, Any],
 ) -> None:
@@ -394,7 +393,6 @@ def _train(
         updates: of each run.
         outputs: of the runs that are to be written, by their number in the trainer.
         checkpoints: where to save.
-        claim: on the runs.
         report: receives progress after each chunk.
         origin: the environment in which they started, as `environment_record` has it; empty if it is this one.
     """
@@ -402,7 +400,6 @@ def _train(
     def log(chunk: Chunk) -> None:
         for i, output in outputs.items():
             output.log(chunk, i)
-        claim.check()
 
     reference = None if trainer.env is None else trainer.env.reference
     rates = []

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from omarl_jax import UserError, loggers
 from omarl_jax.checkpoint import Checkpoints
 from omarl_jax.files import replacing, require_writable
 from omarl_jax.grid import make_grid
-from omarl_jax.leases import Leases
+from omarl_jax.leases import Leases, Outdated
 from omarl_jax.runs import RunFolder
 from omarl_jax.sweep import sweep, train_group
 
@@ -52,6 +53,19 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert updates == 1
     assert (back["a"] == tree["a"]).all()
     assert back["b"] == 7
+
+
+def test_a_worker_that_is_outdated_while_it_saves_does_not_make_the_checkpoint_count(tmp_path):
+    """The next worker, which has begun meanwhile, removed what was not whole."""
+
+    def check() -> None:
+        if (tmp_path / "1").exists():
+            shutil.rmtree(tmp_path / "1")
+            raise Outdated("another has it")
+
+    with pytest.raises(Outdated, match="another has it"):
+        Checkpoints(tmp_path, check).save(1, {"a": jnp.zeros(3)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path):

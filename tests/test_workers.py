@@ -84,8 +84,8 @@ def ended(worker):
     return worker.returncode, " ".join(out.split()), " ".join(err.split())
 
 
-def checkpoints(out):
-    return [path for path in out.glob("groups/*/checkpoints/*") if path.name.isdigit()]
+def whole_checkpoints(out):
+    return list(out.glob("groups/*/checkpoints/*/digests.json"))
 
 
 def assert_equal(one, other, runs=4):
@@ -125,10 +125,11 @@ def test_two_workers_share_a_folder_and_end_with_the_numbers_of_one(grid, whole,
 def test_a_worker_that_was_stopped_for_too_long_ends_with_a_sentence_and_writes_nothing(grid, whole, tmp_path):
     out = tmp_path / "out"
     outdated = start(grid, out)
-    while not checkpoints(out):
+    while not whole_checkpoints(out):
         assert outdated.poll() is None
         time.sleep(0.01)
     os.kill(outdated.pid, signal.SIGSTOP)
+    os.waitpid(outdated.pid, os.WUNTRACED)  # until all its threads have
     assert not list(out.glob("runs/*/DONE")), "the first group ended before its worker could be stopped"
     before = written(out)
     time.sleep(0.5)
