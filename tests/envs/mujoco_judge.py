@@ -322,22 +322,28 @@ def states(body: str, engine: Engine, number: int, seed: int) -> dict[str, Array
                 few[0] = rng.choice(colliding)
             for row in (visited[k] for k in few):
                 found = arrays(body, engine, row.qpos, row.qvel, row.control)
-                if not any(axes_cross(body, engine, q) for q in (row.qpos, found["next_qpos"])):
+                if not is_ambiguous(body, engine, row.qpos, found["next_qpos"]):
                     rows.append(row._asdict() | {"policy": kind} | found)
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
-def axes_cross(body: str, engine: Engine, q: Array) -> bool:
-    """Whether a body of Hopper has gone so far through another that their axes cross.
+def is_ambiguous(body: str, engine: Engine, q: Array, next_q: Array) -> bool:
+    """Whether bodies of Hopper that touch have axes which cross, or become parallel within a control step.
 
-    Then rounding decides in which direction the judge lets them push each other.
+    Where axes cross, rounding decides in which direction the judge lets bodies push each other. Within 1e-4 rad of
+    parallel it sees two contacts of the same bodies, and elsewhere one.
     """
-    model = judge(body, engine)
+    model, sides = judge(body, engine), []
     data = mujoco.MjData(model)
-    data.qpos[:] = q
-    mujoco.mj_forward(model, data)
-    pairs = [c for c in data.contact if (model.geom_bodyid[c.geom] > 0).all()]
-    return any(c.dist + model.geom_size[c.geom, 0].sum() < 1e-6 for c in pairs)
+    for place in (q, next_q):
+        data.qpos[:] = place
+        mujoco.mj_forward(model, data)
+        pairs = [c for c in data.contact if (model.geom_bodyid[c.geom] > 0).all()]
+        if any(c.dist + model.geom_size[c.geom, 0].sum() < 1e-6 for c in pairs):
+            return True
+        axes = data.geom_xmat.reshape(-1, 3, 3)[:, :, 2]
+        sides.append({tuple(c.geom): np.cross(*axes[c.geom])[1] for c in pairs})
+    return any(sides[0][pair] * sides[1][pair] < 0.0 for pair in sides[0].keys() & sides[1].keys())
 
 
 def episode(body: str, engine: Engine, policy: str, rng: np.random.Generator, beyond: bool) -> Iterator[Visited]:
