@@ -104,7 +104,7 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     left.set(xscale="log", yscale="log", ylabel="ms for an update of each run")
     left.legend(frameon=False)
     right.plot(runs, [row["peak_mb"] for row in rows], marker="o")
-    right.set(xscale="log", ylim=(0, None), ylabel="memory of the process, MB")
+    right.set(xscale="log", ylim=(0, 1.1 * max(row["peak_mb"] for row in rows)), ylabel="memory of the process, MB")
     for axes in (left, right):
         axes.set(xlabel="runs")
         axes.set_xticks(runs, map(str, runs), minor=False)
