@@ -205,12 +205,14 @@ def test_the_table_of_mazes_is_that_of_the_results() -> None:
 
 
 def test_the_table_of_a_robot_is_that_of_the_results() -> None:
-    bc, omar = results("halfcheetah")
+    bc, omar, faster = results("halfcheetah")
     expected = [f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" for row in (bc, omar)]
     expected[1] += f" ({float(omar['paper_mean']):.1f} ± {float(omar['paper_sd']):.1f})"
     assert table(RESULTS, "| data | mean of the data | `bc` | `omar` |") == [
         ["medium", f"{float(bc['data_mean']):.1f}", *expected]
     ]
+    setting = ", ".join(f"{name}={value}" for name, value in json.loads(faster["hyperparameters"]).items())
+    assert f"(`{setting}`) gave {float(faster['mean']):.1f} ± {float(faster['sd']):.1f}" in RESULTS.read_text()
 
 
 def test_the_table_of_growth_is_that_of_the_results() -> None:
